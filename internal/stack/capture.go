@@ -1,0 +1,112 @@
+package stack
+
+import (
+	"runtime"
+	"slices"
+	"strings"
+)
+
+// walking tells whether Capture may use walk. Set by init only.
+var walking bool
+
+// Capture returns the site of the calling goroutine's stack, whose innermost frame is Capture's
+// caller. It is never nil. It does not allocate for a path that has been seen before.
+//
+// A deferred or go'd Capture has the runtime's frame for its caller.
+//
+//go:noinline
+func Capture() *Site {
+	if !walking {
+		return captureCallers(3) // skip runtime.Callers, captureCallers, Capture
+	}
+	// Zeroed, so that arrays are comparable beyond n.
+	var key stackKey
+	n, hash, rest := walk(&key, 0, 0, 0)
+	if rest == 0 || n == maxFrames {
+		if e := sites.walked.find(&key, hash); e != nil && e.site != nil {
+			return e.site
+		}
+	}
+	return miss(&key, n, hash, rest)
+}
+
+// miss serves the paths that Capture cannot: new ones, and those the walk cannot be trusted with.
+//
+//go:noinline
+func miss(key *stackKey, n int, hash uint64, rest uintptr) *Site {
+	const skip = 4 // runtime.Callers, the function that calls it, miss, Capture
+	whole := rest == 0
+	if !whole && n < maxFrames {
+		// The chain leaves the goroutine's stack: a callback from C, whose frames lie elsewhere
+		// and whose Go callers the key lacks.
+		return captureCallers(skip)
+	}
+	if e := sites.walked.find(key, hash); e != nil {
+		if e.site == nil {
+			return captureCallers(skip)
+		}
+		return e.site
+	}
+	if sites.full.Load() {
+		return &other
+	}
+	pcs := callers(skip)
+	covered, ok := agree(key[:n], whole, pcs)
+	if s := intern(&sites.walked, key, hash, slices.Clone(pcs[:covered]), ok); s != nil {
+		return s
+	}
+	return captureCallers(skip)
+}
+
+// captureCallers returns the site of the innermost 32 logical frames as runtime.Callers has them.
+func captureCallers(skip int) *Site {
+	var key stackKey
+	n := runtime.Callers(skip, key[:])
+	hash := hashKey(key[:n])
+	if e := sites.called.find(&key, hash); e != nil {
+		return e.site
+	}
+	if sites.full.Load() {
+		return &other
+	}
+	return intern(&sites.called, &key, hash, slices.Clone(key[:n]), true)
+}
+
+// callers returns the innermost logical frames, enough for the physical frames of a key and whatever
+// was inlined in them. If it is not, the site has fewer frames.
+func callers(skip int) []uintptr {
+	pcs := make([]uintptr, 8*maxFrames)
+	return pcs[:runtime.Callers(skip, pcs)]
+}
+
+// agree tells whether a walk's return addresses are the whole truth about a stack, by comparing
+// them with what runtime.Callers found on the same stack, and how many of those logical frames they
+// cover: all of them, or those of the physical frames in key if the walk was cut short.
+//
+// It decides whether key identifies its path for all time. Frames can be missing from a chain of
+// frame pointers (assembly without a frame that calls Go), but which ones depends on the functions
+// in the chain alone: a key that was right once always is. The exceptions are a signal that became
+// a panic (the chain does not tell whether the faulting function had a frame) and C that calls Go.
+//
+// Frames of key that runtime.Callers leaves out do no harm: wrappers, and the runtime's and
+// reflect's own (elideWrapperCalling in traceback.go).
+func agree(key []uintptr, whole bool, callers []uintptr) (covered int, ok bool) {
+	// The zero at the end is never shown, but without a successor Next would not expand the
+	// last address's inlined frames (symtab.go).
+	it := runtime.CallersFrames(append(slices.Clone(key), 0))
+	for more := true; more; {
+		var f runtime.Frame
+		f, more = it.Next()
+		if f.Function == "runtime.sigpanic" || strings.HasPrefix(f.Function, "runtime.cgocallback") {
+			return covered, false
+		}
+		if covered < len(callers) && f.PC+1 == callers[covered] {
+			covered++
+		}
+	}
+	if whole {
+		return covered, covered == len(callers)
+	}
+	// A frame that is missing ends the agreement early. Every second frame may be a wrapper.
+	return covered, covered >= maxFrames/2
+}
