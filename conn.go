@@ -1,0 +1,319 @@
+package baldur
+
+import (
+	"context"
+	"database/sql/driver"
+	"errors"
+	"time"
+)
+
+// The wrapped connection. database/sql finds out what a connection can do by
+// asserting interfaces. Where having one has an answer that means the same as
+// lacking it (driver.ErrSkip, nil, true), conn has it and gives that answer.
+// Execer and Queryer have none: database/sql converts the arguments by the
+// connection's rules before it hears ErrSkip. So a connection is of one of four
+// types, a type for each combination of the two.
+var (
+	_ driver.Conn               = (*conn)(nil)
+	_ driver.ConnPrepareContext = (*conn)(nil)
+	_ driver.ConnBeginTx        = (*conn)(nil)
+	_ driver.Pinger             = (*conn)(nil)
+	_ driver.SessionResetter    = (*conn)(nil) // sees a checkout
+	_ driver.Validator          = (*conn)(nil) // sees a checkin
+	_ driver.NamedValueChecker  = (*conn)(nil)
+	_ driver.ExecerContext      = execConn{}
+	_ driver.QueryerContext     = queryConn{}
+	_ driver.ExecerContext      = fullConn{}
+	_ driver.QueryerContext     = fullConn{}
+
+	// Absent: driver.Execer and driver.Queryer, which database/sql tries only
+	// where the Context forms are missing; driver.ColumnConverter, which is a
+	// statement's.
+)
+
+type conn struct {
+	rec   *record
+	inner driver.Conn
+
+	// What inner can do, asserted once; nil where it cannot.
+	execCtx   driver.ExecerContext
+	execer    driver.Execer //nolint:staticcheck // drivers of before Go 1.8 have no other
+	queryCtx  driver.QueryerContext
+	queryer   driver.Queryer //nolint:staticcheck // as above
+	preparer  driver.ConnPrepareContext
+	beginner  driver.ConnBeginTx
+	pinger    driver.Pinger
+	resetter  driver.SessionResetter
+	validator driver.Validator
+	checker   driver.NamedValueChecker
+
+	poisoned func(error) bool // see pq.go; may be nil
+	bad      bool             // not to go back into the pool
+
+	free, used *rows // closed Rows: at hand, and of this checkout (see rows.go)
+	tx         tx    // the first transaction of a checkout needs no allocation
+	txUsed     bool
+}
+
+type (
+	execConn  struct{ *conn }
+	queryConn struct{ *conn }
+	fullConn  struct{ *conn }
+)
+
+func newConn(rec *record, inner driver.Conn, poisoned func(error) bool) driver.Conn {
+	c := &conn{rec: rec, inner: inner, poisoned: poisoned}
+	c.execCtx, _ = inner.(driver.ExecerContext)
+	c.execer, _ = inner.(driver.Execer) //nolint:staticcheck // as above
+	c.queryCtx, _ = inner.(driver.QueryerContext)
+	c.queryer, _ = inner.(driver.Queryer) //nolint:staticcheck // as above
+	c.preparer, _ = inner.(driver.ConnPrepareContext)
+	c.beginner, _ = inner.(driver.ConnBeginTx)
+	c.pinger, _ = inner.(driver.Pinger)
+	c.resetter, _ = inner.(driver.SessionResetter)
+	c.validator, _ = inner.(driver.Validator)
+	c.checker, _ = inner.(driver.NamedValueChecker)
+	hasExec, hasQuery := c.execCtx != nil || c.execer != nil, c.queryCtx != nil || c.queryer != nil
+	switch {
+	case hasExec && hasQuery:
+		return fullConn{c}
+	case hasExec:
+		return execConn{c}
+	case hasQuery:
+		return queryConn{c}
+	}
+	return c
+}
+
+// Raw returns the connection that is wrapped. See [Unwrap].
+func (c *conn) Raw() driver.Conn { return c.inner }
+
+// fail returns err as the caller is to see it, which is the driver's own value
+// but for two cures.
+func (c *conn) fail(ctx context.Context, first bool, err error) error {
+	if c.rec.cut.Load() { // by the sweep: ctx had ended and the network was silent
+		c.bad = true
+		if e := ctx.Err(); e != nil {
+			return e
+		}
+		return err
+	}
+	if first && c.poisoned != nil && c.poisoned(err) {
+		// The driver refused before it wrote a byte, so that a retry is safe.
+		c.bad = true
+		return driver.ErrBadConn
+	}
+	return err
+}
+
+// ResetSession is where a pooled connection is seen to go out: on the holder's
+// goroutine, with its ctx. database/sql ignores any error but ErrBadConn.
+func (c *conn) ResetSession(ctx context.Context) error {
+	var err error
+	if c.resetter != nil {
+		err = c.resetter.ResetSession(ctx)
+	}
+	if !errors.Is(err, driver.ErrBadConn) {
+		c.rec.take(ctx)
+	}
+	return err
+}
+
+// IsValid is where a connection is seen to come back. database/sql may call it
+// twice for one return.
+func (c *conn) IsValid() bool {
+	c.rec.give()
+	c.recycleRows()
+	c.txUsed = false
+	return !c.bad && !c.rec.cut.Load() && (c.validator == nil || c.validator.IsValid())
+}
+
+// Close ends the connection. It is seen as a return where IsValid was skipped,
+// as database/sql does after ErrBadConn.
+func (c *conn) Close() error {
+	c.rec.give()
+	c.rec.t.remove(c.rec)
+	if s := c.rec.sock; s != nil {
+		// pq writes a Terminate message, which must not wait for ever on a
+		// peer that has stopped reading.
+		s.endBy(time.Now().Add(c.rec.t.cfg.cancelGrace))
+	}
+	return c.inner.Close()
+}
+
+func (c *conn) Ping(ctx context.Context) error {
+	if c.pinger == nil {
+		return nil
+	}
+	first := c.rec.begin(ctx, KindPing, "")
+	defer c.rec.end()
+	if err := c.pinger.Ping(ctx); err != nil {
+		return c.fail(ctx, first, err)
+	}
+	return nil
+}
+
+func (c *conn) CheckNamedValue(nv *driver.NamedValue) error {
+	if c.checker == nil {
+		return driver.ErrSkip // database/sql goes on with its default
+	}
+	return c.checker.CheckNamedValue(nv)
+}
+
+func (c execConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
+	return c.execContext(ctx, query, args)
+}
+
+func (c fullConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
+	return c.execContext(ctx, query, args)
+}
+
+func (c queryConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
+	return c.queryContext(ctx, query, args)
+}
+
+func (c fullConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
+	return c.queryContext(ctx, query, args)
+}
+
+func (c *conn) execContext(ctx context.Context, query string, args []driver.NamedValue) (res driver.Result, err error) {
+	first := c.rec.begin(ctx, KindExec, query)
+	defer c.rec.end() // also when the driver panics: a stuck "in a call" would hide the leak that follows
+	if c.execCtx != nil {
+		res, err = c.execCtx.ExecContext(ctx, query, args)
+	} else if values, e := plainValues(ctx, args); e != nil {
+		return nil, e
+	} else {
+		res, err = c.execer.Exec(query, values)
+	}
+	if err != nil {
+		return res, c.fail(ctx, first, err)
+	}
+	return res, nil
+}
+
+func (c *conn) queryContext(ctx context.Context, query string, args []driver.NamedValue) (rs driver.Rows, err error) {
+	first := c.rec.begin(ctx, KindQuery, query)
+	defer c.rec.end()
+	if c.queryCtx != nil {
+		rs, err = c.queryCtx.QueryContext(ctx, query, args)
+	} else if values, e := plainValues(ctx, args); e != nil {
+		return nil, e
+	} else {
+		rs, err = c.queryer.Query(query, values)
+	}
+	if err != nil {
+		return rs, c.fail(ctx, first, err)
+	}
+	return c.wrapRows(ctx, rs), nil
+}
+
+// Prepare is driver.Conn's; database/sql calls PrepareContext.
+func (c *conn) Prepare(query string) (driver.Stmt, error) {
+	return c.PrepareContext(context.Background(), query)
+}
+
+func (c *conn) PrepareContext(ctx context.Context, query string) (st driver.Stmt, err error) {
+	first := c.rec.begin(ctx, KindStmt, query)
+	defer c.rec.end()
+	if c.preparer != nil {
+		st, err = c.preparer.PrepareContext(ctx, query)
+	} else if st, err = c.inner.Prepare(query); err == nil && ctx.Err() != nil {
+		_ = st.Close() // as database/sql does
+		return nil, ctx.Err()
+	}
+	if err != nil {
+		return st, c.fail(ctx, first, err)
+	}
+	return c.wrapStmt(st, query), nil
+}
+
+// Begin is driver.Conn's; database/sql calls BeginTx.
+func (c *conn) Begin() (driver.Tx, error) {
+	return c.BeginTx(context.Background(), driver.TxOptions{})
+}
+
+func (c *conn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, error) {
+	first := c.rec.begin(ctx, KindTx, "")
+	defer c.rec.end()
+	inner, err := c.begin(ctx, opts)
+	if err != nil {
+		return nil, c.fail(ctx, first, err)
+	}
+	t := &c.tx
+	if c.txUsed {
+		t = new(tx)
+	}
+	c.txUsed = true
+	*t = tx{c: c, inner: inner, ctx: ctx}
+	c.rec.flags |= flagInTx
+	return t, nil
+}
+
+// begin does for a driver without BeginTx what database/sql does for one
+// (ctxDriverBegin in ctxutil.go): it refuses what Begin cannot ask for.
+func (c *conn) begin(ctx context.Context, opts driver.TxOptions) (driver.Tx, error) {
+	if c.beginner != nil {
+		return c.beginner.BeginTx(ctx, opts)
+	}
+	if opts.Isolation != 0 {
+		return nil, errors.New("sql: driver does not support non-default isolation level")
+	}
+	if opts.ReadOnly {
+		return nil, errors.New("sql: driver does not support read-only transactions")
+	}
+	t, err := c.inner.Begin() //nolint:staticcheck // the driver has no other
+	if err == nil && ctx.Err() != nil {
+		_ = t.Rollback()
+		return nil, ctx.Err()
+	}
+	return t, err
+}
+
+// plainValues does for a driver without the Context form what database/sql
+// does for one (namedValueToValue and its callers in ctxutil.go).
+func plainValues(ctx context.Context, named []driver.NamedValue) ([]driver.Value, error) {
+	values := make([]driver.Value, len(named))
+	for i, nv := range named {
+		if nv.Name != "" {
+			return nil, errors.New("sql: driver does not support the use of Named Parameters")
+		}
+		values[i] = nv.Value
+	}
+	return values, ctx.Err()
+}
+
+type tx struct {
+	c     *conn
+	inner driver.Tx
+	ctx   context.Context // of BeginTx
+}
+
+func (t *tx) Commit() error {
+	t.c.rec.begin(t.ctx, KindTx, "COMMIT")
+	defer t.ended()
+	if err := t.inner.Commit(); err != nil {
+		return t.c.fail(t.ctx, false, err)
+	}
+	return nil
+}
+
+func (t *tx) Rollback() error {
+	t.c.rec.begin(t.ctx, KindTx, "ROLLBACK")
+	defer t.ended()
+	if c := t.c; (c.resetter == nil || c.validator == nil) && t.ctx.Err() != nil {
+		// database/sql discards the connection of a transaction whose ctx has
+		// ended, unless it has both a SessionResetter and a Validator
+		// (keepConnOnRollback). We always have; inner has not.
+		c.bad = true
+	}
+	if err := t.inner.Rollback(); err != nil {
+		return t.c.fail(t.ctx, false, err)
+	}
+	return nil
+}
+
+func (t *tx) ended() {
+	t.c.rec.flags &^= flagInTx
+	t.c.rec.end()
+}

@@ -1,0 +1,232 @@
+package baldur
+
+import (
+	"cmp"
+	"encoding/hex"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Kind is what a connection was taken for.
+type Kind string
+
+// What a connection can be taken for.
+const (
+	KindUnknown Kind = "unknown" // no call was made yet, and the call stack does not tell
+	KindQuery   Kind = "query"   // Query or QueryRow: held until the Rows is closed
+	KindExec    Kind = "exec"
+	KindTx      Kind = "tx"   // Begin: held until Commit or Rollback
+	KindConn    Kind = "conn" // DB.Conn: held until Conn.Close
+	KindStmt    Kind = "stmt" // a prepared statement, or Prepare
+	KindPing    Kind = "ping"
+)
+
+// State is what the holder of a connection is doing with it.
+type State string
+
+// The states of a holder; the first that holds is given.
+const (
+	StateInCall   State = "in_call"             // inside a call of the driver
+	StateIdleInTx State = "idle_in_transaction" // between Begin and Commit or Rollback, no call in flight
+	StateRowsOpen State = "rows_open"           // a Rows is open, and is not being read
+	StateIdle     State = "idle"                // calls have been made, none is in flight
+	StateNoCall   State = "no_call_yet"         // taken, and not used since
+)
+
+// A Frame is one call of a stack.
+type Frame struct {
+	Function string `json:"function"` // with its import path, without arguments
+	File     string `json:"file"`
+	Line     int    `json:"line"` // 0: unknown
+}
+
+// String returns the function, and the file's last folder and name with the
+// line: "main.handler (shop/orders.go:88)".
+func (f Frame) String() string { return f.short() + " (" + f.at() + ")" }
+
+// at is the place in short: "orders/orders.go:88".
+func (f Frame) at() string {
+	if f.File == "" {
+		return "unknown"
+	}
+	file := f.File
+	if i := strings.LastIndexAny(file, `/\`); i >= 0 {
+		if j := strings.LastIndexAny(file[:i], `/\`); j >= 0 {
+			file = file[j+1:]
+		}
+	}
+	return fmt.Sprintf("%s:%d", file, f.Line)
+}
+
+// short is the function without the folders of its import path.
+func (f Frame) short() string {
+	return f.Function[strings.LastIndexByte(f.Function, '/')+1:]
+}
+
+// A SpanContext names a trace and a span of it, as OpenTelemetry does. The zero
+// value says that there is none.
+type SpanContext struct {
+	TraceID    [16]byte
+	SpanID     [8]byte
+	TraceFlags byte
+}
+
+// IsValid tells that neither id is zero.
+func (s SpanContext) IsValid() bool { return s.TraceID != [16]byte{} && s.SpanID != [8]byte{} }
+
+// String returns the trace id in hex, or "".
+func (s SpanContext) String() string {
+	if !s.IsValid() {
+		return ""
+	}
+	return hex.EncodeToString(s.TraceID[:])
+}
+
+// ConnectionInfo is what is known of a connection that is out, at one instant.
+// Times of use are exact to a tenth of a second (less where the leak threshold
+// is below a second).
+type ConnectionInfo struct {
+	ConnectionID    int64         // of the pool, from 1, never used again
+	AcquiredAt      time.Time     // when the connection was taken
+	Held            time.Duration // how long it has been out
+	Idle            time.Duration // since the last call ended or the last row was read, or since it was taken; 0 in a call
+	InCall          time.Duration // how long the call in flight has lasted; 0 if there is none
+	Kind            Kind          // what it was taken for
+	State           State
+	InTransaction   bool        // begun by Begin; a BEGIN in a query's text is not seen
+	RowsOpen        bool        // a Rows of it is open
+	StackTrace      []Frame     // of the taking, from the first frame of the application on
+	QueryInfo       string      // the text of the last statement, without arguments
+	GoroutineID     int64       // that took it
+	LastGoroutineID int64       // that made the last call
+	BackendPID      int         // of the server; 0: unknown. Behind PgBouncer it is not the server's.
+	Span            SpanContext // of the taking, with WithSpanContext
+}
+
+// CallSite is the line of the application that took the connection. Its
+// Function is "unknown" if there is no stack.
+func (c ConnectionInfo) CallSite() Frame {
+	if len(c.StackTrace) == 0 {
+		return Frame{Function: "unknown"}
+	}
+	return c.StackTrace[0]
+}
+
+// Doing says in words what the holder does: "idle in transaction for 40s".
+func (c ConnectionInfo) Doing() string {
+	rows := ""
+	if c.RowsOpen {
+		rows = ", rows open"
+	}
+	switch c.State {
+	case StateInCall:
+		return "in a call for " + short(c.InCall)
+	case StateIdleInTx:
+		return "idle in transaction for " + short(c.Idle) + rows
+	case StateNoCall:
+		return "no call yet"
+	}
+	return "idle for " + short(c.Idle) + rows
+}
+
+// short rounds a duration to what a person wants to read: 350ms, 42s, 6m12s.
+func short(d time.Duration) string {
+	switch {
+	case d < time.Second:
+		return d.Round(time.Millisecond).String()
+	case d < 10*time.Second:
+		return d.Round(100 * time.Millisecond).String()
+	}
+	return d.Round(time.Second).String()
+}
+
+// LeakReport is what a look at a pool has found.
+//
+// Suspected is who has had a connection for longer than the threshold and has
+// not used it for that long: no call in flight, none ended, no row read. Who
+// holds one for that long and uses it is listed apart, and not accused.
+type LeakReport struct {
+	PoolName       string
+	ReportTime     time.Time
+	LeakThreshold  time.Duration
+	Health         PoolHealthStatus
+	Stats          PoolStats
+	SuspectedLeaks []ConnectionInfo // the longest held first
+	LongHeld       []ConnectionInfo // out for the threshold and in use within it
+	Returned       []ConnectionInfo // in a report of Watch: told before, and now back; Held is how long they were out
+	Tracked        int              // connections that are out and whose holder is known
+	Connecting     int              // being dialled, or to be
+	Unattributed   int              // out, but not seen; −1: unknown. See the package comment.
+}
+
+// LeakCount is the number of suspected leaks.
+func (r LeakReport) LeakCount() int { return len(r.SuspectedLeaks) }
+
+// A LeakGroup is the holders that took their connections at one line.
+type LeakGroup struct {
+	CallSite    Frame
+	Connections []ConnectionInfo // the longest held first
+}
+
+// Groups returns the suspected leaks by call site, the most connections first.
+func (r LeakReport) Groups() []LeakGroup { return groupBySite(r.SuspectedLeaks) }
+
+func groupBySite(infos []ConnectionInfo) []LeakGroup {
+	index := map[Frame]int{}
+	var groups []LeakGroup
+	for _, c := range infos {
+		site := c.CallSite()
+		i, ok := index[site]
+		if !ok {
+			i = len(groups)
+			index[site] = i
+			groups = append(groups, LeakGroup{CallSite: site})
+		}
+		groups[i].Connections = append(groups[i].Connections, c)
+	}
+	slices.SortStableFunc(groups, func(a, b LeakGroup) int {
+		return cmp.Compare(len(b.Connections), len(a.Connections))
+	})
+	return groups
+}
+
+// info makes the values of a snapshot.
+func (t *Tracker) info(s snapshot, now time.Duration) ConnectionInfo {
+	site := t.sites.of(s.site)
+	c := ConnectionInfo{
+		ConnectionID:    s.rec.id,
+		AcquiredAt:      t.clk.at(s.start),
+		Held:            now - s.start,
+		Kind:            site.kind,
+		InTransaction:   s.flags&flagInTx != 0,
+		RowsOpen:        s.flags&flagRows != 0,
+		StackTrace:      site.frames,
+		GoroutineID:     s.goroutine,
+		LastGoroutineID: s.last,
+		BackendPID:      s.rec.pid,
+		Span:            s.span,
+	}
+	used := s.flags&(flagCalled|flagInCall) != 0
+	if used && t.cfg.queryText {
+		c.QueryInfo = s.query
+	}
+	if used && c.Kind == KindUnknown {
+		c.Kind = s.first
+	}
+	since := max(0, now-s.used)
+	switch {
+	case s.flags&flagInCall != 0:
+		c.State, c.InCall = StateInCall, since
+	case c.InTransaction:
+		c.State, c.Idle = StateIdleInTx, since
+	case c.RowsOpen:
+		c.State, c.Idle = StateRowsOpen, since
+	case used:
+		c.State, c.Idle = StateIdle, since
+	default:
+		c.State, c.Idle = StateNoCall, since
+	}
+	return c
+}

@@ -1,0 +1,215 @@
+package baldur
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Defaults and ranges of the settings.
+const (
+	DefaultLeakThreshold     = 300 * time.Second
+	DefaultWarningThreshold  = 70.0 // percent
+	DefaultCriticalThreshold = 90.0 // percent
+	DefaultCancelGrace       = time.Second
+)
+
+// config is what the options, the DSN and the environment come to.
+type config struct {
+	poolName      string
+	leakThreshold time.Duration
+	warning       float64
+	critical      float64
+	cancelGrace   time.Duration
+	queryText     bool
+	spanContext   func(context.Context) SpanContext
+	skip          []string
+}
+
+// An Option sets one thing about a pool. The nearest setting wins: option, DSN
+// parameter, environment variable, default.
+type Option func(*config)
+
+// WithPoolName names the pool in reports. The default is address:port/database
+// where baldur parses the DSN, else "pool"; a name that another open pool of
+// this program has already gets "#2", "#3", ….
+// DSN: baldur_pool_name.
+func WithPoolName(name string) Option {
+	return func(c *config) { c.poolName = name }
+}
+
+// WithLeakThreshold sets how long a connection must be out, and unused for that
+// long, before its holder is suspected of a leak. Default 300 s; above zero.
+// DSN: baldur_leak_threshold (a duration such as 90s, or a number of seconds);
+// environment: BALDUR_POOL_MONITOR_LEAK_THRESHOLD_SECONDS.
+func WithLeakThreshold(d time.Duration) Option {
+	return func(c *config) { c.leakThreshold = d }
+}
+
+// WithWarningThreshold sets from which usage of the pool on its health is
+// [HealthWarning], in percent: above 1, below the critical one. Default 70.
+// DSN: baldur_warning_threshold; environment:
+// BALDUR_POOL_MONITOR_WARNING_THRESHOLD.
+func WithWarningThreshold(percent float64) Option {
+	return func(c *config) { c.warning = percent }
+}
+
+// WithCriticalThreshold sets from which usage of the pool on its health is
+// [HealthCritical], in percent, up to 100. Default 90.
+// DSN: baldur_critical_threshold; environment:
+// BALDUR_POOL_MONITOR_CRITICAL_THRESHOLD.
+func WithCriticalThreshold(percent float64) Option {
+	return func(c *config) { c.critical = percent }
+}
+
+// WithCancelGrace sets how long a call whose ctx has ended is left to end by
+// itself, by lib/pq's cancel request, before its socket is cut; it then returns
+// the ctx's error and the connection is discarded. The cut comes at the first
+// tick after the grace, at most 100 ms later. Default 1 s; above zero. It holds
+// for connections that baldur dials (by sql.Open and Open, not by Wrap).
+// DSN: baldur_cancel_grace.
+func WithCancelGrace(d time.Duration) Option {
+	return func(c *config) { c.cancelGrace = d }
+}
+
+// WithQueryText(false) keeps the text of queries out of reports, for programs
+// that write secrets into their SQL. Arguments are never kept in any case.
+// DSN: baldur_query_text=off.
+func WithQueryText(on bool) Option {
+	return func(c *config) { c.queryText = on }
+}
+
+// WithSpanContext has f called with the ctx of every checkout, to note the
+// trace that it belongs to. With OpenTelemetry:
+//
+//	func(ctx context.Context) baldur.SpanContext {
+//		sc := trace.SpanContextFromContext(ctx)
+//		return baldur.SpanContext{TraceID: sc.TraceID(), SpanID: sc.SpanID(), TraceFlags: byte(sc.TraceFlags())}
+//	}
+func WithSpanContext(f func(context.Context) SpanContext) Option {
+	return func(c *config) { c.spanContext = f }
+}
+
+// WithSkipPackages adds packages, by import path, to those that a call site is
+// never in: a stack starts at the first frame outside of them. database/sql,
+// baldur and the well-known libraries on top of database/sql are among them.
+func WithSkipPackages(paths ...string) Option {
+	return func(c *config) { c.skip = append(c.skip, paths...) }
+}
+
+// setting is one that has a text form.
+type setting struct {
+	param, env string
+	set        func(c *config, value string) error
+}
+
+var settings = []setting{
+	{"baldur_pool_name", "", func(c *config, v string) error { c.poolName = v; return nil }},
+	{"baldur_leak_threshold", "BALDUR_POOL_MONITOR_LEAK_THRESHOLD_SECONDS", func(c *config, v string) error { return setDuration(&c.leakThreshold, v) }},
+	{"baldur_warning_threshold", "BALDUR_POOL_MONITOR_WARNING_THRESHOLD", func(c *config, v string) error { return setPercent(&c.warning, v) }},
+	{"baldur_critical_threshold", "BALDUR_POOL_MONITOR_CRITICAL_THRESHOLD", func(c *config, v string) error { return setPercent(&c.critical, v) }},
+	{"baldur_cancel_grace", "", func(c *config, v string) error { return setDuration(&c.cancelGrace, v) }},
+	{"baldur_query_text", "", func(c *config, v string) error { return setSwitch(&c.queryText, v) }},
+}
+
+func setDuration(d *time.Duration, v string) error {
+	if s, err := strconv.ParseFloat(v, 64); err == nil && s < 1e9 && s > -1e9 {
+		*d = time.Duration(s * float64(time.Second))
+		return nil
+	}
+	parsed, err := time.ParseDuration(v)
+	if err != nil {
+		return fmt.Errorf("want a duration such as 90s or 5m, or a number of seconds")
+	}
+	*d = parsed
+	return nil
+}
+
+func setPercent(p *float64, v string) error {
+	f, err := strconv.ParseFloat(strings.TrimSuffix(v, "%"), 64)
+	if err != nil || f != f {
+		return fmt.Errorf("want a percentage such as 70")
+	}
+	*p = f
+	return nil
+}
+
+func setSwitch(b *bool, v string) error {
+	switch v {
+	case "on", "true", "1":
+		*b = true
+	case "off", "false", "0":
+		*b = false
+	default:
+		return fmt.Errorf("want on or off")
+	}
+	return nil
+}
+
+// newConfig layers defaults, environment, DSN parameters and options, and
+// checks what comes out. No value from a DSN is quoted in an error: a slip of
+// the pen can make a password one.
+func newConfig(params map[string]string, opts []Option) (*config, error) {
+	c := &config{
+		leakThreshold: DefaultLeakThreshold,
+		warning:       DefaultWarningThreshold,
+		critical:      DefaultCriticalThreshold,
+		cancelGrace:   DefaultCancelGrace,
+		queryText:     true,
+	}
+	for _, s := range settings {
+		if s.env == "" {
+			continue
+		}
+		if v := os.Getenv(s.env); v != "" {
+			if err := s.set(c, v); err != nil {
+				return nil, fmt.Errorf("baldur: environment variable %s=%q: %w", s.env, v, err)
+			}
+		}
+	}
+	for _, k := range slices.Sorted(maps.Keys(params)) {
+		i := slices.IndexFunc(settings, func(s setting) bool { return s.param == k })
+		if i < 0 {
+			return nil, fmt.Errorf("baldur: DSN: unknown parameter %.60q (there are %s)", k, paramNames())
+		}
+		if err := settings[i].set(c, params[k]); err != nil {
+			return nil, fmt.Errorf("baldur: DSN: parameter %s: %w", k, err)
+		}
+	}
+	for _, o := range opts {
+		if o == nil {
+			return nil, fmt.Errorf("baldur: a nil Option")
+		}
+		o(c)
+	}
+	return c, c.check()
+}
+
+func (c *config) check() error {
+	switch {
+	case c.leakThreshold <= 0:
+		return fmt.Errorf("baldur: leak threshold (WithLeakThreshold, baldur_leak_threshold, BALDUR_POOL_MONITOR_LEAK_THRESHOLD_SECONDS) is %v; it must be above 0", c.leakThreshold)
+	case !(c.warning > 1):
+		return fmt.Errorf("baldur: warning threshold (WithWarningThreshold, baldur_warning_threshold, BALDUR_POOL_MONITOR_WARNING_THRESHOLD) is %v %%; it must be above 1 (it is a percentage: 70, not 0.7)", c.warning)
+	case !(c.critical <= 100):
+		return fmt.Errorf("baldur: critical threshold (WithCriticalThreshold, baldur_critical_threshold, BALDUR_POOL_MONITOR_CRITICAL_THRESHOLD) is %v %%; it must be at most 100", c.critical)
+	case !(c.warning < c.critical):
+		return fmt.Errorf("baldur: warning threshold is %v %% and critical threshold %v %%; warning must be below critical", c.warning, c.critical)
+	case c.cancelGrace <= 0:
+		return fmt.Errorf("baldur: cancel grace (WithCancelGrace, baldur_cancel_grace) is %v; it must be above 0", c.cancelGrace)
+	}
+	return nil
+}
+
+func paramNames() string {
+	names := make([]string, len(settings))
+	for i, s := range settings {
+		names[i] = s.param
+	}
+	return strings.Join(names, ", ")
+}

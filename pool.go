@@ -1,0 +1,168 @@
+package baldur
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"reflect"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+	"unsafe"
+)
+
+// poolState is what database/sql knows of a pool at one instant.
+type poolState struct {
+	open    int // connections, those to be dialled included
+	pending int // of them those whose dialling has not begun
+	idle    int // of them in the pool
+	maxOpen int // 0: unlimited
+	waiting int // goroutines in the queue; −1: unknown
+}
+
+func (s poolState) inUse() int { return s.open - s.idle }
+
+// readPool returns the state of db; ok is false where it cannot be had at the
+// moment, as when a driver call blocks under database/sql's lock, which hangs
+// db.Stats as well.
+//
+// db.Stats does not tell how many goroutines wait. The queue is read by
+// reflection, with db's own lock held, and only after a self-test has found
+// that the fields are where and what they are thought to be; else waiting is
+// −1, and the rest comes from db.Stats.
+func readPool(db *sql.DB) (s poolState, ok bool) {
+	if peek := poolPeek(); peek != nil {
+		return peek(db)
+	}
+	return statsOf(db)
+}
+
+// poolPeek returns the reader of the private fields, or nil.
+var poolPeek = sync.OnceValue(func() func(*sql.DB) (poolState, bool) {
+	peek := findPoolFields()
+	if peek == nil || !testPeek(peek) {
+		return nil
+	}
+	return peek
+})
+
+// findPoolFields returns a reader of sql.DB's fields by their names and types in
+// Go 1.23 to 1.27, or nil if they are not those.
+func findPoolFields() func(*sql.DB) (poolState, bool) {
+	t := reflect.TypeFor[sql.DB]()
+	offset := func(t reflect.Type, name string, is func(reflect.Type) bool) (uintptr, reflect.Type, bool) {
+		f, ok := t.FieldByName(name)
+		return f.Offset, f.Type, ok && is(f.Type)
+	}
+	isInt := func(t reflect.Type) bool { return t.Kind() == reflect.Int }
+	isChan := func(t reflect.Type) bool { return t == reflect.TypeFor[chan struct{}]() }
+	isSlice := func(t reflect.Type) bool { return t.Kind() == reflect.Slice }
+	mu, _, ok1 := offset(t, "mu", func(t reflect.Type) bool { return t == reflect.TypeFor[sync.Mutex]() })
+	free, _, ok2 := offset(t, "freeConn", isSlice)
+	open, _, ok3 := offset(t, "numOpen", isInt)
+	maxOpen, _, ok4 := offset(t, "maxOpen", isInt)
+	set, setType, ok5 := offset(t, "connRequests", func(t reflect.Type) bool { return t.Kind() == reflect.Struct })
+	opener, _, ok6 := offset(t, "openerCh", isChan)
+	if !ok1 || !ok2 || !ok3 || !ok4 || !ok5 || !ok6 {
+		return nil
+	}
+	queue, _, ok := offset(setType, "s", isSlice)
+	if !ok {
+		return nil
+	}
+	length := func(p unsafe.Pointer) int { return len(*(*[]struct{})(p)) } // len of any slice: the header's second word
+	return func(db *sql.DB) (poolState, bool) {
+		p := unsafe.Pointer(db)
+		lock := (*sync.Mutex)(unsafe.Add(p, mu))
+		read := func() poolState {
+			defer lock.Unlock()
+			return poolState{
+				open:    *(*int)(unsafe.Add(p, open)),
+				pending: len(*(*chan struct{})(unsafe.Add(p, opener))),
+				idle:    length(unsafe.Add(p, free)),
+				maxOpen: max(0, *(*int)(unsafe.Add(p, maxOpen))),
+				waiting: length(unsafe.Add(p, set+queue)),
+			}
+		}
+		if lock.TryLock() {
+			return read(), true
+		}
+		return aside(func() poolState { lock.Lock(); return read() })
+	}
+}
+
+// testPeek compares peek with the truth on a pool of its own: one connection
+// out, one waiter; one idle, no waiter.
+func testPeek(peek func(*sql.DB) (poolState, bool)) bool {
+	db := sql.OpenDB(nullConnector{})
+	defer db.Close()
+	db.SetMaxOpenConns(1)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	held, err := db.Conn(ctx)
+	if err != nil {
+		return false
+	}
+	defer held.Close()
+	waiter := make(chan struct{})
+	go func() {
+		defer close(waiter)
+		if c, err := db.Conn(ctx); err == nil {
+			_ = c.Close()
+		}
+	}()
+	for db.Stats().WaitCount == 0 { // the waiter raises it in the step in which it joins the queue
+		runtime.Gosched()
+	}
+	s, ok := peek(db)
+	good := ok && s == poolState{open: 1, idle: 0, maxOpen: 1, waiting: 1}
+	_ = held.Close()
+	<-waiter
+	s, ok = peek(db)
+	return good && ok && s == poolState{open: 1, idle: 1, maxOpen: 1, waiting: 0}
+}
+
+type nullConnector struct{}
+type nullConn struct{}
+
+var errNull = errors.New("baldur: connection of a self-test")
+
+func (nullConnector) Connect(context.Context) (driver.Conn, error) { return nullConn{}, nil }
+func (nullConnector) Driver() driver.Driver                        { return nil }
+func (nullConn) Prepare(string) (driver.Stmt, error)               { return nil, errNull }
+func (nullConn) Begin() (driver.Tx, error)                         { return nil, errNull }
+func (nullConn) Close() error                                      { return nil }
+
+// statsOf is readPool by db.Stats.
+func statsOf(db *sql.DB) (poolState, bool) {
+	return aside(func() poolState {
+		st := db.Stats()
+		return poolState{open: st.OpenConnections, idle: st.Idle, maxOpen: st.MaxOpenConnections, waiting: -1}
+	})
+}
+
+var asides atomic.Int32 // that have not returned
+
+// aside calls read, which waits for db's lock, and gives up after 100 ms. At
+// most 8 calls that hang are left behind in the program.
+func aside(read func() poolState) (s poolState, ok bool) {
+	if asides.Add(1) > 8 {
+		asides.Add(-1)
+		return s, false
+	}
+	ch := make(chan poolState, 1)
+	go func() {
+		defer asides.Add(-1)
+		ch <- read()
+	}()
+	timer := time.NewTimer(100 * time.Millisecond)
+	defer timer.Stop()
+	select {
+	case s := <-ch:
+		return s, true
+	case <-timer.C:
+		return s, false
+	}
+}

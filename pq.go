@@ -1,0 +1,102 @@
+package baldur
+
+import (
+	"database/sql/driver"
+	"fmt"
+	"net"
+	"reflect"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/lib/pq"
+)
+
+// All that is particular to lib/pq: its DSN, its errors.
+
+// newPQConnector returns lib/pq's connector on sockets of ours.
+func newPQConnector(cfg pq.Config, grace time.Duration) (socketConnector, error) {
+	c, err := pq.NewConnectorConfig(cfg)
+	if err != nil {
+		return socketConnector{}, err
+	}
+	c.Dialer(&dialer{grace: grace})
+	return socketConnector{c}, nil
+}
+
+// pqPoisoned tells the error by which a pq connection that lib/pq 1.12.0 to
+// 1.12.3 has left in a wrong state answers every query, while it claims to be
+// valid (lib/pq#1298, #1320, #1450). pq gives it before it writes a byte.
+func pqPoisoned(err error) bool {
+	return err.Error() == "pq: there is already a query being processed on this connection"
+}
+
+// pqPID reads the backend's process id, which pq keeps to itself, or 0: a
+// SELECT pg_backend_pid() would cost each connect a round trip. Behind
+// PgBouncer it is a number of PgBouncer's.
+func pqPID(ci driver.Conn) int {
+	v := reflect.ValueOf(ci)
+	if v.Kind() != reflect.Pointer || v.IsNil() || v.Type().Elem().PkgPath() != "github.com/lib/pq" || v.Type().Elem().Kind() != reflect.Struct {
+		return 0
+	}
+	if f := v.Elem().FieldByName("pid"); f.IsValid() && f.CanInt() {
+		return int(f.Int())
+	}
+	return 0
+}
+
+// parseDSN parses dsn and takes baldur's own parameters out.
+func parseDSN(dsn string) (pq.Config, map[string]string, error) {
+	cfg, err := pq.NewConfig(dsn)
+	if err != nil {
+		return pq.Config{}, nil, fmt.Errorf("baldur: DSN: %s", pqDSNError(err))
+	}
+	own := map[string]string{}
+	for k, v := range cfg.Runtime {
+		if strings.HasPrefix(k, "baldur_") {
+			own[k] = v
+			delete(cfg.Runtime, k)
+		}
+	}
+	return cfg, own, nil
+}
+
+var (
+	pqWrongValue = regexp.MustCompile(`^pq: wrong value for "?(\$?[A-Za-z_]+)"?:`)
+	pqPlain      = regexp.MustCompile(`^(unterminated quoted string literal in connection string|missing character after backslash` +
+		`|pq: could not match \d+ (host names|port numbers) to \d+ (hostaddr values|hosts))$`)
+)
+
+// pqDSNError says what is wrong with a DSN without quoting from it: where a DSN
+// does not parse, any part of it may be the password.
+func pqDSNError(err error) string {
+	text := err.Error()
+	if m := pqWrongValue.FindStringSubmatch(text); m != nil {
+		return "wrong value for " + strings.ToLower(strings.TrimPrefix(m[1], "$"))
+	}
+	if m := pqPlain.FindString(text); m != "" {
+		return strings.TrimPrefix(m, "pq: ")
+	}
+	switch {
+	case strings.Contains(text, `missing "=" after `):
+		return `missing "=" after a key (a value with spaces needs quotes: key='a b')`
+	case strings.HasPrefix(text, "parse "), strings.Contains(text, "url"):
+		return "not a valid URL (in user and password, percent-encode : / ? # [ ] @ and %)"
+	}
+	return "it does not parse; lib/pq's message is withheld since it may quote the password"
+}
+
+// pqPoolName is the default of the semantic conventions for a pool's name:
+// server.address:server.port/db.namespace.
+func pqPoolName(cfg pq.Config) string {
+	host := cfg.Host
+	if cfg.Hostaddr.IsValid() {
+		host = cfg.Hostaddr.String()
+	}
+	db := cfg.Database
+	if db == "" {
+		db = cfg.User
+	}
+	return net.JoinHostPort(host, strconv.Itoa(int(cfg.Port))) + "/" + db
+}

@@ -1,0 +1,219 @@
+package baldur
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/petermattis/goid"
+
+	"github.com/baldur-go/baldur/internal/stack"
+)
+
+// The flags of a record's activity word, below the coarse time in ms.
+const (
+	flagOut    = 1 << iota // checked out
+	flagInCall             // inside a call of the driver
+	flagCalled             // a call has ended since the checkout
+	flagInTx               // between BeginTx and Commit or Rollback
+	flagRows               // a Rows is open
+	flagBits   = 8
+)
+
+// A record is what the tracker knows of one physical connection. It has one
+// writer at a time, the goroutine whose call database/sql has let through to
+// the connection; reports read it from elsewhere. Nothing of it is shared with
+// another connection.
+type record struct {
+	act   word   // coarse time of the last use << flagBits | flags
+	flags uint64 // the writer's copy of the flags in act
+	clk   *clock
+	told  atomic.Bool // leak is set
+
+	t       *Tracker
+	id      int64
+	index   int     // in t.records, under its lock; -1: removed
+	pid     int     // the server's backend, 0: unknown
+	sock    *socket // the connection's socket where we dialled it, else nil
+	cut     atomic.Bool
+	rowsNow int // open Rows; of the writer
+
+	mu sync.Mutex // guards the fields below; the writer may read them without it
+	checkout
+	leak *leak           // the checkout was reported as suspected
+	done <-chan struct{} // of the ctx of the call in flight, if sock is set
+	seen time.Duration   // when the sweep first saw done closed during that call
+}
+
+// checkout is what is known of one stay outside the pool.
+type checkout struct {
+	seq       uint64 // of the record, counts checkouts
+	site      *stack.Site
+	start     time.Duration // by the exact clock
+	goroutine int64
+	last      int64 // the goroutine of the last call
+	span      SpanContext
+	first     Kind // of the first call since the checkout
+	kind      Kind // of the last call; may be of an earlier checkout while flagCalled and flagInCall are off
+	query     string
+}
+
+// take notes that the calling goroutine has the connection from now on.
+func (r *record) take(ctx context.Context) {
+	site, g, now := stack.Capture(), goid.Get(), r.clk.now()
+	r.mu.Lock()
+	r.seq++
+	r.site, r.start, r.goroutine, r.last = site, now, g, g
+	if hook := r.t.cfg.spanContext; hook != nil {
+		r.span = hook(ctx)
+	}
+	r.leak = nil
+	r.told.Store(false)
+	r.flags = flagOut
+	r.act.set(uint64(now.Milliseconds())<<flagBits | flagOut)
+	r.mu.Unlock()
+}
+
+// give notes that the connection has come back or is being closed. The pool
+// may say so twice.
+func (r *record) give() {
+	if r.flags&flagOut == 0 {
+		return
+	}
+	r.flags, r.rowsNow = 0, 0
+	r.act.set(0)
+	// told may be missed when a report sets it at this very moment (the store
+	// above is a plain one): leak.returned sees to that.
+	if r.done != nil || r.told.Load() {
+		r.mu.Lock()
+		r.done = nil
+		if r.leak != nil {
+			r.leak.held.Store(int64(max(1, r.clk.now()-r.start)))
+			r.leak = nil
+			r.told.Store(false)
+		}
+		r.mu.Unlock()
+	}
+}
+
+// begin notes that a call has started and tells whether it is the first since
+// the checkout. A connection that is used without having been seen to leave the
+// pool (one that database/sql's connectionOpener had made) is bound to its
+// holder here.
+func (r *record) begin(ctx context.Context, kind Kind, query string) (first bool) {
+	if r.flags&flagOut == 0 {
+		r.take(ctx)
+	}
+	first = r.flags&(flagCalled|flagInCall) == 0
+	var done <-chan struct{}
+	if r.sock != nil {
+		done = ctx.Done()
+	}
+	if g := goid.Get(); kind != r.kind || g != r.last || done != r.done || query != r.query || (first && kind != r.first) {
+		r.mu.Lock()
+		r.kind, r.query, r.last = kind, query, g
+		if first {
+			r.first = kind
+		}
+		r.done, r.seen = done, 0
+		r.mu.Unlock()
+	}
+	r.flags |= flagInCall
+	r.touch()
+	return first
+}
+
+// end notes that the call in flight has ended.
+func (r *record) end() {
+	r.flags = r.flags&^flagInCall | flagCalled
+	r.touch()
+}
+
+// touch publishes the flags with the coarse time.
+func (r *record) touch() { r.act.set(uint64(r.clk.coarse())<<flagBits | r.flags) }
+
+// beginRow and endRow are begin and end for the reading of a row, which is to
+// cost nothing: one load and one plain store each (see word).
+func (r *record) beginRow() { r.act.set(uint64(r.clk.coarse())<<flagBits | r.flags | flagInCall) }
+func (r *record) endRow()   { r.act.set(uint64(r.clk.coarse())<<flagBits | r.flags) }
+
+// openRows and closeRows count the open Rows, within a call.
+func (r *record) openRows() {
+	r.rowsNow++
+	r.flags |= flagRows
+}
+
+func (r *record) closeRows() {
+	if r.rowsNow--; r.rowsNow <= 0 {
+		r.rowsNow = 0
+		r.flags &^= flagRows
+	}
+}
+
+// snapshot is a consistent copy of a record.
+type snapshot struct {
+	rec *record
+	checkout
+	used  time.Duration // start of the last call in flight, or end of the last one; the checkout's where there is none
+	flags uint64
+	told  *leak
+}
+
+// snapshot copies the record; ok tells whether the connection is checked out.
+// take writes under the same lock, so the copy is of one checkout.
+func (r *record) snapshot() (s snapshot, ok bool) {
+	r.mu.Lock()
+	act := r.act.get()
+	s = snapshot{rec: r, checkout: r.checkout, told: r.leak}
+	r.mu.Unlock()
+	s.flags = act & (1<<flagBits - 1)
+	// The coarse time lags by up to a tick.
+	s.used = max(s.start, time.Duration(act>>flagBits)*time.Millisecond)
+	return s, s.flags&flagOut != 0
+}
+
+// mark notes that the checkout of s is reported as suspected, unless it is over.
+// It returns the first leak that was marked.
+func (r *record) mark(s snapshot, l *leak) (*leak, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.seq != s.seq || r.act.get()&flagOut == 0 {
+		return nil, false
+	}
+	if r.leak == nil {
+		r.leak = l
+		r.told.Store(true)
+	}
+	return r.leak, true
+}
+
+// sweep cuts the socket of a call that has outlived the end of its ctx by
+// grace; busy tells that there is a call in flight which may come to that.
+//
+// A call's identity is its done channel: begin and give replace it under the
+// lock, so a cut meets either the call that deserves it or another one of the
+// same, ended, ctx.
+func (r *record) sweep(now, grace time.Duration) (busy bool) {
+	if r.sock == nil {
+		return false
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.done == nil || r.act.get()&flagInCall == 0 {
+		return false
+	}
+	select {
+	case <-r.done:
+	default:
+		return true
+	}
+	if began := time.Duration(r.act.get()>>flagBits) * time.Millisecond; r.seen < began {
+		r.seen = now // a call that began after its ctx had ended has its grace too
+	}
+	if now-r.seen >= grace && !r.cut.Load() {
+		r.cut.Store(true)
+		r.sock.cut()
+	}
+	return true
+}

@@ -1,0 +1,155 @@
+package baldur
+
+import (
+	"context"
+	"database/sql/driver"
+	"io"
+	"reflect"
+)
+
+var (
+	_ driver.Rows                           = (*rows)(nil)
+	_ driver.RowsNextResultSet              = (*rows)(nil)
+	_ driver.RowsColumnTypeScanType         = (*rows)(nil)
+	_ driver.RowsColumnTypeDatabaseTypeName = (*rows)(nil)
+	_ driver.RowsColumnTypeLength           = (*rows)(nil)
+	_ driver.RowsColumnTypeNullable         = (*rows)(nil)
+	_ driver.RowsColumnTypePrecisionScale   = (*rows)(nil)
+
+	// Absent: driver.RowsColumnScanner, which replaces Next where it is found:
+	// see rows_go1.27.go.
+)
+
+// rows wraps a driver's Rows so that reading is seen as use. What inner cannot
+// do is answered as database/sql answers for a Rows that lacks the interface
+// (Rows.NextResultSet and rowsColumnInfoSetupConnLocked in sql.go); these
+// methods are called seldom, so they assert when asked.
+//
+// A rows is used again once it is closed and its connection has been back in
+// the pool, so that a query does not allocate one. Not sooner: who reads a
+// driver's Rows through sql.Conn.Raw may close one twice. An open rows is not
+// reachable from its connection, which would keep an abandoned one from being
+// collected.
+type rows struct {
+	rec   *record
+	inner driver.Rows
+	c     *conn
+	ctx   context.Context // of the query
+	seq   uint64          // of the checkout
+	next  *rows           // in a list of closed ones
+}
+
+// The closed rows that a connection keeps at most.
+const maxFreeRows = 16
+
+func (c *conn) wrapRows(ctx context.Context, inner driver.Rows) driver.Rows {
+	r := c.free
+	if r == nil {
+		r = new(rows)
+	} else {
+		c.free = r.next
+	}
+	*r = rows{rec: c.rec, inner: inner, c: c, ctx: ctx, seq: c.rec.seq}
+	c.rec.openRows()
+	return scannerRows(r)
+}
+
+// recycleRows puts the rows that were closed during the checkout at hand.
+func (c *conn) recycleRows() {
+	n := 0
+	for r := c.used; r != nil && n < maxFreeRows; n++ {
+		next := r.next
+		r.inner, r.next, c.free = closedRows{}, c.free, r
+		r = next
+	}
+	c.used = nil
+}
+
+// closedRows stands in for a driver's Rows that must not be kept in memory.
+type closedRows struct{}
+
+func (closedRows) Columns() []string         { return nil }
+func (closedRows) Close() error              { return nil }
+func (closedRows) Next([]driver.Value) error { return io.EOF }
+
+func (r *rows) Columns() []string { return r.inner.Columns() }
+
+func (r *rows) Next(dest []driver.Value) error {
+	r.rec.beginRow()
+	err := r.inner.Next(dest)
+	r.rec.endRow()
+	if err != nil && err != io.EOF {
+		return r.c.fail(r.ctx, false, err)
+	}
+	return err
+}
+
+func (r *rows) Close() error {
+	c := r.c
+	if r.seq != c.rec.seq || r.ctx == nil {
+		return r.inner.Close() // after the connection went back, or again
+	}
+	c.rec.begin(r.ctx, c.rec.kind, c.rec.query)
+	err := r.inner.Close()
+	c.rec.closeRows()
+	c.rec.end()
+	if err != nil {
+		err = c.fail(r.ctx, false, err)
+	}
+	r.ctx, r.next, c.used = nil, c.used, r
+	return err
+}
+
+func (r *rows) HasNextResultSet() bool {
+	x, ok := r.inner.(driver.RowsNextResultSet)
+	return ok && x.HasNextResultSet()
+}
+
+func (r *rows) NextResultSet() error {
+	x, ok := r.inner.(driver.RowsNextResultSet)
+	if !ok {
+		return io.EOF
+	}
+	r.rec.beginRow()
+	err := x.NextResultSet()
+	r.rec.endRow()
+	if err != nil && err != io.EOF {
+		return r.c.fail(r.ctx, false, err)
+	}
+	return err
+}
+
+func (r *rows) ColumnTypeScanType(i int) reflect.Type {
+	if x, ok := r.inner.(driver.RowsColumnTypeScanType); ok {
+		return x.ColumnTypeScanType(i)
+	}
+	return reflect.TypeFor[any]()
+}
+
+func (r *rows) ColumnTypeDatabaseTypeName(i int) string {
+	if x, ok := r.inner.(driver.RowsColumnTypeDatabaseTypeName); ok {
+		return x.ColumnTypeDatabaseTypeName(i)
+	}
+	return ""
+}
+
+func (r *rows) ColumnTypeLength(i int) (int64, bool) {
+	if x, ok := r.inner.(driver.RowsColumnTypeLength); ok {
+		return x.ColumnTypeLength(i)
+	}
+	return 0, false
+}
+
+func (r *rows) ColumnTypeNullable(i int) (nullable, ok bool) {
+	if x, ok := r.inner.(driver.RowsColumnTypeNullable); ok {
+		return x.ColumnTypeNullable(i)
+	}
+	return false, false
+}
+
+func (r *rows) ColumnTypePrecisionScale(i int) (precision, scale int64, ok bool) {
+	if x, ok := r.inner.(driver.RowsColumnTypePrecisionScale); ok {
+		return x.ColumnTypePrecisionScale(i)
+	}
+	return 0, 0, false
+}

@@ -1,0 +1,109 @@
+package baldur
+
+import (
+	"strings"
+	"sync"
+
+	"github.com/baldur-go/baldur/internal/stack"
+)
+
+// siteInfo is what a report tells of a call site.
+type siteInfo struct {
+	kind   Kind    // KindUnknown where the stack does not tell
+	frames []Frame // from the first frame of the application on
+}
+
+// siteCache keeps a tracker's siteInfos, made when a report first meets a site.
+type siteCache struct {
+	skip []string // packages beside notApplication
+	m    sync.Map // *stack.Site → *siteInfo
+}
+
+func (c *siteCache) of(s *stack.Site) *siteInfo {
+	if v, ok := c.m.Load(s); ok {
+		return v.(*siteInfo)
+	}
+	v, _ := c.m.LoadOrStore(s, c.resolve(s.Frames()))
+	return v.(*siteInfo)
+}
+
+// notApplication are the packages that a call site is never in: what stands
+// between an application and its driver. An entry that ends in a slash stands
+// for all packages below it.
+var notApplication = []string{
+	"runtime",
+	"database/sql",
+	"github.com/baldur-go/baldur",
+	"github.com/baldur-go/baldur/internal/",
+	"github.com/XSAM/otelsql",
+	"github.com/jmoiron/sqlx",
+	"github.com/jmoiron/sqlx/",
+	"gorm.io/",
+	"github.com/uptrace/bun",
+	"github.com/uptrace/bun/",
+	"entgo.io/ent/",
+	"github.com/Masterminds/squirrel",
+	"github.com/georgysavva/scany/",
+}
+
+func (c *siteCache) resolve(all []stack.Frame) *siteInfo {
+	info := &siteInfo{kind: KindUnknown}
+	start := -1
+	for i, f := range all {
+		if k, ok := entryKinds[f.Function]; ok && start < 0 {
+			info.kind = k // the outermost of database/sql's own frames wins
+		}
+		if start < 0 && !c.skips(f) {
+			start = i
+		}
+	}
+	// Nothing but libraries: better all of it than nothing.
+	for _, f := range all[max(start, 0):] {
+		if f.Function != "runtime.goexit" {
+			info.frames = append(info.frames, Frame{f.Function, f.File, f.Line})
+		}
+	}
+	return info
+}
+
+func (c *siteCache) skips(f stack.Frame) bool {
+	if strings.HasSuffix(f.File, "_test.go") {
+		return false // a package's own tests are an application of it
+	}
+	pkg := packageOf(f.Function)
+	for _, list := range [][]string{notApplication, c.skip} {
+		for _, p := range list {
+			if pkg == p || strings.HasSuffix(p, "/") && strings.HasPrefix(pkg, p) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// packageOf returns the import path in a function's full name, in which the dots
+// of the path's last element are escaped: "gopkg.in/yaml%2ev3.(*T).F".
+func packageOf(function string) string {
+	slash := strings.LastIndexByte(function, '/') + 1
+	if dot := strings.IndexByte(function[slash:], '.'); dot >= 0 {
+		return strings.ReplaceAll(function[:slash+dot], "%2e", ".")
+	}
+	return function
+}
+
+// entryKinds tells what a connection is taken for by database/sql's methods.
+var entryKinds = map[string]Kind{
+	"database/sql.(*DB).QueryContext":     KindQuery,
+	"database/sql.(*DB).ExecContext":      KindExec,
+	"database/sql.(*DB).BeginTx":          KindTx,
+	"database/sql.(*DB).Conn":             KindConn,
+	"database/sql.(*DB).PrepareContext":   KindStmt,
+	"database/sql.(*DB).PingContext":      KindPing,
+	"database/sql.(*Stmt).ExecContext":    KindStmt,
+	"database/sql.(*Stmt).QueryContext":   KindStmt,
+	"database/sql.(*Conn).QueryContext":   KindConn, // a connection that was bound at its first use
+	"database/sql.(*Conn).ExecContext":    KindConn,
+	"database/sql.(*Conn).PrepareContext": KindConn,
+	"database/sql.(*Conn).PingContext":    KindConn,
+	"database/sql.(*Conn).BeginTx":        KindConn,
+}

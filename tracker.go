@@ -1,0 +1,413 @@
+package baldur
+
+import (
+	"cmp"
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+	"weak"
+)
+
+// Tracker knows who holds each connection of a pool. Get it by [TrackerOf]. Its
+// methods may be called from any goroutine at any time; none of them takes a
+// connection, and none stops the program.
+type Tracker struct {
+	cfg     *config
+	clk     *clock
+	sites   siteCache
+	dialing atomic.Int32 // Connect calls in flight
+	name    atomic.Pointer[string]
+
+	mu        sync.Mutex // guards the fields below
+	db        *sql.DB    // nil: not known
+	shared    bool       // more than one pool uses the connector: db's figures are not ours
+	records   []*record  // of the open connections
+	lastID    int64
+	leaks     []*leak // reported, not known to be back
+	onRelease []func(ConnectionInfo)
+	closed    chan struct{} // closed by close; nil: see done
+}
+
+func newTracker(cfg *config) *Tracker {
+	t := &Tracker{cfg: cfg, closed: make(chan struct{})}
+	t.sites.skip = cfg.skip
+	t.name.Store(&cfg.poolName)
+	tick := min(100*time.Millisecond, max(time.Millisecond, min(cfg.leakThreshold, cfg.cancelGrace)/10))
+	t.clk = newClock(tick, t.sweep)
+	return t
+}
+
+// registry holds the trackers in use by their names. It keeps none alive.
+var registry struct {
+	mu    sync.Mutex // guards the fields below
+	named map[string]weak.Pointer[Tracker]
+}
+
+// Trackers returns the trackers of the pools that are in use in this program:
+// opened by Open or OpenDB, or found by TrackerOf, or with a connection made,
+// and not closed. In the order of their names.
+func Trackers() []*Tracker {
+	registry.mu.Lock()
+	defer registry.mu.Unlock()
+	var all []*Tracker
+	for _, p := range registry.named {
+		if t := p.Value(); t != nil {
+			all = append(all, t)
+		}
+	}
+	slices.SortFunc(all, func(a, b *Tracker) int { return cmp.Compare(a.PoolName(), b.PoolName()) })
+	return all
+}
+
+// register gives t a name of its own and lists it, if that is not done.
+func (t *Tracker) register() {
+	registry.mu.Lock()
+	defer registry.mu.Unlock()
+	if registry.named[t.PoolName()].Value() == t {
+		return
+	}
+	if registry.named == nil {
+		registry.named = map[string]weak.Pointer[Tracker]{}
+	}
+	for n, p := range registry.named {
+		if p.Value() == nil {
+			delete(registry.named, n)
+		}
+	}
+	name := t.cfg.poolName
+	for i := 2; registry.named[name].Value() != nil; i++ {
+		name = t.cfg.poolName + "#" + strconv.Itoa(i)
+	}
+	registry.named[name] = weak.Make(t)
+	t.name.Store(&name)
+}
+
+// attach tells the tracker its pool.
+func (t *Tracker) attach(db *sql.DB) {
+	t.mu.Lock()
+	switch t.db {
+	case db:
+		t.mu.Unlock()
+		return
+	case nil:
+		t.db = db
+	default:
+		t.shared = true
+	}
+	t.mu.Unlock()
+	t.register()
+}
+
+// close is called when a pool of the tracker is closed.
+func (t *Tracker) close() {
+	t.mu.Lock()
+	t.db = nil
+	select {
+	case <-t.closed:
+	default:
+		close(t.closed)
+	}
+	t.mu.Unlock()
+	t.clk.stop()
+	registry.mu.Lock()
+	if registry.named[t.PoolName()].Value() == t {
+		delete(registry.named, t.PoolName())
+	}
+	registry.mu.Unlock()
+}
+
+// add makes the record of a new connection.
+func (t *Tracker) add(pid int, sock *socket) *record {
+	r := &record{t: t, clk: t.clk, pid: pid, sock: sock}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.lastID++
+	r.id = t.lastID
+	if len(t.records) == 0 { // rarely more than once
+		select {
+		case <-t.closed: // a second pool on the connector of a closed one
+			t.closed = make(chan struct{})
+			t.clk.reopen()
+		default:
+		}
+		t.register()
+	}
+	r.index = len(t.records)
+	t.records = append(t.records, r)
+	return r
+}
+
+// remove forgets a connection that is closed. It may be called twice.
+func (t *Tracker) remove(r *record) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if r.index < 0 {
+		return
+	}
+	last := len(t.records) - 1
+	t.records[r.index] = t.records[last]
+	t.records[r.index].index = r.index
+	t.records[last] = nil
+	t.records = t.records[:last]
+	r.index = -1
+}
+
+func (t *Tracker) list() []*record {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return slices.Clone(t.records)
+}
+
+// sweep is called at each tick of the clock while there is work.
+func (t *Tracker) sweep() (busy bool) {
+	now := t.clk.now()
+	for _, r := range t.list() {
+		if r.sweep(now, t.cfg.cancelGrace) {
+			busy = true
+		}
+	}
+	return busy
+}
+
+// PoolName returns the pool's name. See [WithPoolName].
+func (t *Tracker) PoolName() string { return *t.name.Load() }
+
+// Holders returns every connection that is out and whose holder is known, the
+// longest held first.
+func (t *Tracker) Holders() []ConnectionInfo {
+	now := t.clk.now()
+	var infos []ConnectionInfo
+	for _, s := range t.snapshots() {
+		infos = append(infos, t.info(s, now))
+	}
+	return infos
+}
+
+// snapshots returns the checkouts there are, the longest held first.
+func (t *Tracker) snapshots() []snapshot {
+	records := t.list()
+	out := make([]snapshot, 0, len(records))
+	for _, r := range records {
+		if s, ok := r.snapshot(); ok {
+			out = append(out, s)
+		}
+	}
+	slices.SortFunc(out, func(a, b snapshot) int { return cmp.Compare(a.start, b.start) })
+	return out
+}
+
+// pool returns what database/sql knows of the pool.
+func (t *Tracker) pool() (poolState, bool) {
+	t.mu.Lock()
+	db, shared := t.db, t.shared
+	t.mu.Unlock()
+	if db == nil || shared {
+		return poolState{}, false
+	}
+	return readPool(db)
+}
+
+// balance returns the pool's state, and how many connections are out of it that
+// the tracker does not see; −1 if that is not known.
+//
+// The two are counted one after the other while connections come and go, so a
+// difference counts only if it is there at each of several looks.
+func (t *Tracker) balance() (state poolState, ok bool, connecting, unattributed int) {
+	unattributed = -1
+	for range 4 {
+		if state, ok = t.pool(); !ok {
+			return state, false, int(t.dialing.Load()), -1
+		}
+		connecting = state.pending + int(t.dialing.Load())
+		tracked := 0
+		for _, r := range t.list() {
+			if r.act.get()&flagOut != 0 {
+				tracked++
+			}
+		}
+		n := max(0, state.inUse()-connecting-tracked)
+		if unattributed < 0 || n < unattributed {
+			unattributed = n
+		}
+		if unattributed == 0 {
+			break
+		}
+	}
+	return state, true, connecting, unattributed
+}
+
+// Report looks at every connection that is out and lists the holders that are
+// suspected of a leak. It costs some 100 ns for each connection and some µs for
+// each call site that it meets for the first time.
+func (t *Tracker) Report() LeakReport {
+	report, _ := t.report()
+	return report
+}
+
+// report also returns the suspected leaks, in the order of SuspectedLeaks.
+func (t *Tracker) report() (LeakReport, []*leak) {
+	state, ok, connecting, unattributed := t.balance()
+	snapshots := t.snapshots()
+	now := t.clk.now()
+	stats := t.stats(state, ok)
+	report := LeakReport{
+		PoolName:      t.PoolName(),
+		ReportTime:    stats.CheckedAt,
+		LeakThreshold: t.cfg.leakThreshold,
+		Tracked:       len(snapshots),
+		Connecting:    connecting,
+		Unattributed:  unattributed,
+		Stats:         stats,
+	}
+	var leaks []*leak
+	for _, s := range snapshots {
+		if now-s.start < t.cfg.leakThreshold {
+			continue
+		}
+		info := t.info(s, now)
+		if !t.suspected(s, now) {
+			report.LongHeld = append(report.LongHeld, info)
+			continue
+		}
+		if l, ok := s.rec.mark(s, &leak{info: info, rec: s.rec, seq: s.seq, start: s.start}); ok { // else it has just come back
+			report.SuspectedLeaks = append(report.SuspectedLeaks, info)
+			leaks = append(leaks, l)
+		}
+	}
+	report.Health = stats.health(t.cfg, len(report.SuspectedLeaks))
+	t.settle(leaks)
+	return report, leaks
+}
+
+// suspected: out for the threshold, not in a call, and no use since for the
+// threshold. The coarse time of a use is early by up to a tick, so a tick more.
+func (t *Tracker) suspected(s snapshot, now time.Duration) bool {
+	return s.flags&flagInCall == 0 && now-s.used >= t.cfg.leakThreshold+t.clk.tick
+}
+
+// settle calls OnConnectionReleased's functions for the reported leaks that are
+// back, and keeps the others, fresh ones added.
+func (t *Tracker) settle(fresh []*leak) {
+	var back []ConnectionInfo
+	t.mu.Lock()
+	known := map[*leak]bool{}
+	waiting := t.leaks[:0]
+	for _, l := range t.leaks {
+		if info, ok := l.returned(); ok {
+			back = append(back, info)
+		} else {
+			known[l] = true
+			waiting = append(waiting, l)
+		}
+	}
+	for _, l := range fresh {
+		if !known[l] {
+			waiting = append(waiting, l)
+		}
+	}
+	clear(t.leaks[min(len(waiting), len(t.leaks)):])
+	t.leaks = waiting
+	call := slices.Clone(t.onRelease)
+	t.mu.Unlock()
+	for _, info := range back {
+		for _, f := range call {
+			f(info)
+		}
+	}
+}
+
+// OnConnectionReleased has f called with each connection that comes back after
+// a report has listed it as suspected; Held is how long it was out. f is called
+// by the next Report, Watch or CheckHealth, on its goroutine: the return itself
+// happens under database/sql's locks, where no foreign code may run.
+func (t *Tracker) OnConnectionReleased(f func(ConnectionInfo)) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.onRelease = append(t.onRelease, f)
+}
+
+// Watch makes a report every so often and calls f with it when there is news:
+// suspected leaks that it has not told before, alone in SuspectedLeaks, or
+// connections that it has told and that have come back, in Returned. So a leak
+// is told once for each checkout.
+//
+// Watch returns when ctx ends, with its cause, or when the pool is closed, with
+// nil. It returns an error at once if every is not above 0 or f is nil. Run it
+// on a goroutine of its own; f is called on that one.
+func (t *Tracker) Watch(ctx context.Context, every time.Duration, f func(LeakReport)) error {
+	if every <= 0 {
+		return fmt.Errorf("baldur: Watch: interval is %v; it must be above 0", every)
+	}
+	if f == nil {
+		return errors.New("baldur: Watch: the function is nil")
+	}
+	t.mu.Lock()
+	closed := t.closed
+	t.mu.Unlock()
+	ticker := time.NewTicker(every)
+	defer ticker.Stop()
+	told := map[*leak]bool{}
+	for {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-closed:
+			return nil
+		case <-ticker.C:
+		}
+		if news, ok := t.news(told); ok {
+			f(news)
+		}
+	}
+}
+
+// news is a report of what told does not have, and brings told up to date.
+func (t *Tracker) news(told map[*leak]bool) (LeakReport, bool) {
+	report, leaks := t.report()
+	var fresh []ConnectionInfo
+	for i, l := range leaks {
+		if !told[l] {
+			told[l] = true
+			fresh = append(fresh, report.SuspectedLeaks[i])
+		}
+	}
+	report.SuspectedLeaks = fresh
+	for l := range told {
+		if info, ok := l.returned(); ok {
+			report.Returned = append(report.Returned, info)
+			delete(told, l)
+		}
+	}
+	slices.SortFunc(report.Returned, func(a, b ConnectionInfo) int { return cmp.Compare(b.Held, a.Held) })
+	return report, len(fresh) > 0 || len(report.Returned) > 0
+}
+
+// leak is a checkout that a report has listed as suspected.
+type leak struct {
+	info  ConnectionInfo
+	rec   *record
+	seq   uint64
+	start time.Duration
+	held  atomic.Int64 // how long it was out, in ns; 0: still out
+}
+
+// returned returns what was reported, with Held as it was at the end, if the
+// connection is back.
+func (l *leak) returned() (ConnectionInfo, bool) {
+	if l.held.Load() == 0 {
+		if s, out := l.rec.snapshot(); out && s.seq == l.seq {
+			return l.info, false
+		}
+		// Missed by give, for which see there: it was just now, or nearly.
+		l.held.CompareAndSwap(0, int64(max(1, l.rec.clk.now()-l.start)))
+	}
+	info := l.info
+	info.Held = time.Duration(l.held.Load())
+	return info, true
+}

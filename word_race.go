@@ -1,0 +1,11 @@
+//go:build race
+
+package baldur
+
+import "sync/atomic"
+
+// word: see word.go.
+type word struct{ v atomic.Uint64 }
+
+func (w *word) set(v uint64) { w.v.Store(v) }
+func (w *word) get() uint64  { return w.v.Load() }
