@@ -15,8 +15,9 @@ import (
 // if set, is called before each call of the driver and its error is returned
 // by the call. A query returns rows of one column, the connection's id.
 type fakeDB struct {
-	before func(c *fakeConn, call string) error
-	rows   int // of each query; 0: 3
+	before  func(c *fakeConn, call string) error
+	rows    int    // of each query; 0: 3
+	closing func() // called by the Close of a statement
 
 	mu  sync.Mutex // guards the fields below
 	ids int64
@@ -113,7 +114,13 @@ func (c *fakeConn) newRows() driver.Rows {
 
 type fakeStmt struct{ c *fakeConn }
 
-func (s *fakeStmt) Close() error                               { return nil }
+func (s *fakeStmt) Close() error {
+	if s.c.db.closing != nil {
+		s.c.db.closing()
+	}
+	return nil
+}
+
 func (s *fakeStmt) NumInput() int                              { return -1 }
 func (s *fakeStmt) Exec([]driver.Value) (driver.Result, error) { return nil, errors.New("unused") }
 func (s *fakeStmt) Query([]driver.Value) (driver.Rows, error)  { return nil, errors.New("unused") }

@@ -31,7 +31,7 @@ type Tracker struct {
 	lastID    int64
 	leaks     []*leak // reported, not known to be back
 	onRelease []func(ConnectionInfo)
-	closed    chan struct{} // closed by close; nil: see done
+	closed    chan struct{} // closed by close
 }
 
 func newTracker(cfg *config) *Tracker {
@@ -50,8 +50,9 @@ var registry struct {
 }
 
 // Trackers returns the trackers of the pools that are in use in this program:
-// opened by Open or OpenDB, or found by TrackerOf, or with a connection made,
-// and not closed. In the order of their names.
+// opened by Open or OpenDB, or found by TrackerOf, or with a connection made. A
+// closed pool is among them as long as a connection of it is out. In the order
+// of their names.
 func Trackers() []*Tracker {
 	registry.mu.Lock()
 	defer registry.mu.Unlock()
@@ -108,18 +109,32 @@ func (t *Tracker) attach(db *sql.DB) {
 func (t *Tracker) close() {
 	t.mu.Lock()
 	t.db = nil
-	select {
-	case <-t.closed:
-	default:
+	if !t.isClosedLocked() {
 		close(t.closed)
 	}
+	empty := len(t.records) == 0
 	t.mu.Unlock()
 	t.clk.stop()
+	if empty { // else remove does it
+		t.unregister()
+	}
+}
+
+func (t *Tracker) unregister() {
 	registry.mu.Lock()
+	defer registry.mu.Unlock()
 	if registry.named[t.PoolName()].Value() == t {
 		delete(registry.named, t.PoolName())
 	}
-	registry.mu.Unlock()
+}
+
+func (t *Tracker) isClosedLocked() bool {
+	select {
+	case <-t.closed:
+		return true
+	default:
+		return false
+	}
 }
 
 // add makes the record of a new connection.
@@ -130,11 +145,9 @@ func (t *Tracker) add(pid int, sock *socket) *record {
 	t.lastID++
 	r.id = t.lastID
 	if len(t.records) == 0 { // rarely more than once
-		select {
-		case <-t.closed: // a second pool on the connector of a closed one
+		if t.isClosedLocked() { // a second pool on the connector of a closed one
 			t.closed = make(chan struct{})
 			t.clk.reopen()
-		default:
 		}
 		t.register()
 	}
@@ -156,6 +169,9 @@ func (t *Tracker) remove(r *record) {
 	t.records[last] = nil
 	t.records = t.records[:last]
 	r.index = -1
+	if last == 0 && t.isClosedLocked() {
+		t.unregister()
+	}
 }
 
 func (t *Tracker) list() []*record {

@@ -1,0 +1,148 @@
+package baldurtest
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"io"
+	"runtime"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/DATA-DOG/go-sqlmock"
+
+	"github.com/baldur-go/baldur"
+)
+
+// recorder is a TestingT that keeps what it is told.
+type recorder struct {
+	errors   []string
+	cleanups []func()
+}
+
+func (r *recorder) Helper()          {}
+func (r *recorder) Cleanup(f func()) { r.cleanups = append(r.cleanups, f) }
+func (r *recorder) Errorf(format string, args ...any) {
+	r.errors = append(r.errors, fmt.Sprintf(format, args...))
+}
+
+func (r *recorder) end() string {
+	for i := len(r.cleanups) - 1; i >= 0; i-- {
+		r.cleanups[i]()
+	}
+	return strings.Join(r.errors, "\n")
+}
+
+// mock opens a tracked pool on go-sqlmock that allows a transaction.
+func mock(t *testing.T) *sql.DB {
+	dsn := strings.ReplaceAll(t.Name(), "/", "_")
+	inner, m, err := sqlmock.NewWithDSN(dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = inner.Close() })
+	m.MatchExpectationsInOrder(false)
+	m.ExpectBegin()
+	m.ExpectRollback()
+	m.ExpectClose()
+	return baldur.OpenDB(connector{inner, dsn})
+}
+
+func here() int { _, _, line, _ := runtime.Caller(1); return line }
+
+func TestVerifyNone(t *testing.T) {
+	t.Run("leak", func(t *testing.T) {
+		t.Parallel()
+		synctest.Test(t, func(t *testing.T) {
+			db := mock(t)
+			defer db.Close()
+			r := new(recorder)
+			VerifyNone(r, db)
+			line := here() + 1
+			tx, err := db.Begin()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer tx.Rollback()
+			start := time.Now()
+			got := r.end()
+			if want := fmt.Sprintf("baldurtest_test.go:%d: ", line); !strings.Contains(got, want) || !strings.Contains(got, "idle in transaction") {
+				t.Errorf("got %q, want %q", got, want)
+			}
+			if waited := time.Since(start); waited != grace {
+				t.Errorf("accused after %v", waited)
+			}
+		})
+	})
+	t.Run("given back late", func(t *testing.T) {
+		t.Parallel()
+		synctest.Test(t, func(t *testing.T) {
+			db := mock(t)
+			defer db.Close()
+			r := new(recorder)
+			VerifyNone(r, db)
+			tx, err := db.Begin()
+			if err != nil {
+				t.Fatal(err)
+			}
+			time.AfterFunc(grace/2, func() { _ = tx.Rollback() })
+			if got := r.end(); got != "" {
+				t.Errorf("accused: %s", got)
+			}
+		})
+	})
+	t.Run("clean", func(t *testing.T) {
+		t.Parallel()
+		db := mock(t)
+		defer db.Close()
+		VerifyNone(t, db)
+	})
+	t.Run("not tracked", func(t *testing.T) {
+		db, _, err := sqlmock.New()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer db.Close()
+		r := new(recorder)
+		VerifyNone(r, db)
+		if got := r.end(); !strings.Contains(got, "not tracked") {
+			t.Errorf("got %q", got)
+		}
+	})
+}
+
+type runner struct {
+	status int
+	run    func()
+}
+
+func (r runner) Run() int { r.run(); return r.status }
+
+func TestVerifyTestMain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := mock(t)
+		defer db.Close()
+		var b strings.Builder
+		if status := verify(runner{0, func() { _ = db.PingContext(context.Background()) }}, &b); status != 0 || b.Len() != 0 {
+			t.Errorf("without a leak: status %d, %s", status, b.String())
+		}
+		var tx *sql.Tx
+		status := verify(runner{0, func() { tx, _ = db.Begin() }}, &b)
+		if status != 1 || !strings.Contains(b.String(), "baldurtest_test.go:") {
+			t.Errorf("with a leak: status %d, %s", status, b.String())
+		}
+		if status := verify(runner{3, func() {}}, &b); status != 3 {
+			t.Errorf("the tests' own status is lost: %d", status)
+		}
+		db.Close()
+		if status := verify(runner{0, func() {}}, io.Discard); status != 1 {
+			t.Errorf("a leak of a closed pool is not found: status %d", status)
+		}
+		_ = tx.Rollback()
+		if status := verify(runner{0, func() {}}, io.Discard); status != 0 {
+			t.Errorf("after its return: status %d", status)
+		}
+	})
+}

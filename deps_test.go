@@ -1,0 +1,42 @@
+package baldur_test
+
+import (
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// TestImports: imports go one way (cmd, baldurtest → baldur → internal → the
+// standard library), and a program that imports baldur gets lib/pq and goid and
+// nothing else.
+func TestImports(t *testing.T) {
+	const module = "github.com/baldur-go/baldur"
+	deps := func(args ...string) []string {
+		out, err := exec.Command("go", append([]string{"list", "-deps", "-f", "{{if not .Standard}}{{.ImportPath}}{{end}}"}, args...)...).Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Fields(string(out))
+	}
+	for _, p := range deps(module) {
+		ok := strings.HasPrefix(p, "github.com/lib/pq") || p == "github.com/petermattis/goid" || p == module || p == module+"/internal/stack"
+		if !ok {
+			t.Errorf("the root package imports %s", p)
+		}
+	}
+	for _, p := range deps(module + "/internal/...") {
+		if p == module || strings.HasPrefix(p, module+"/") && !strings.HasPrefix(p, module+"/internal/") {
+			t.Errorf("an internal package imports %s", p)
+		}
+	}
+	std, err := exec.Command("go", "list", "-deps", module).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, unwanted := range []string{"net/http", "testing", "html/template"} {
+		if slices.Contains(strings.Fields(string(std)), unwanted) {
+			t.Errorf("the root package imports %s", unwanted)
+		}
+	}
+}

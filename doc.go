@@ -1,0 +1,89 @@
+// Package baldur is a database/sql driver for PostgreSQL that knows who holds
+// every connection. It wraps lib/pq, or any other driver, and changes one
+// string of a program:
+//
+//	db, err := sql.Open("baldur-pq", dsn) // was "postgres"
+//
+// From then on the program can ask, at any moment, which connections are out of
+// the pool, since when, taken by which line of code in which goroutine, what
+// they are doing, and which of them look leaked:
+//
+//	fmt.Print(baldur.TrackerOf(db).Report())
+//
+// # The life of a checkout
+//
+// database/sql does not tell a driver when a connection leaves the pool or
+// comes back. A wrapper sees it all the same:
+//
+//   - A pooled connection goes out in ResetSession, on its holder's goroutine.
+//     An error other than driver.ErrBadConn does not change that.
+//   - A new connection goes out in Connect, unless database/sql's own
+//     connectionOpener made it, as it does when the pool was full. Who gets such
+//     a connection is not known until its first use, and it is bound to its
+//     holder then.
+//   - A connection comes back in IsValid, or in Close where IsValid is skipped,
+//     on whatever goroutine; sometimes in both.
+//   - In between, each call is a use: queries, statements, Commit, Ping, and the
+//     reading of a row. Closing a statement is none; database/sql does that to
+//     idle connections too.
+//
+// At a checkout the time, the goroutine and the call stack are noted, at a call
+// what it is and when it began and ended. It is noted for the connection alone:
+// no lock is shared between connections on the way out or in, and no query
+// allocates anything for it.
+//
+// # What a report says
+//
+// A holder is suspected of a leak if it has had its connection for longer than
+// the threshold, 300 s by default, and has not used it for that long: no call is
+// in flight, none has ended, no row was read. Who holds a connection for long
+// and uses it, a slow export or a long transaction, is listed apart and not
+// accused. Suspected is not proved: a program may have its reasons.
+//
+// Stacks start at the application's own frame: database/sql and the well-known
+// libraries on top of it are left out (see [WithSkipPackages]). They have no
+// argument values. The text of the last statement is given as the program wrote
+// it, never with arguments ([WithQueryText] leaves it out). Passwords are in no
+// error, report or name.
+//
+// # What cannot be seen
+//
+//   - A connection from the connectionOpener that sql.DB.Conn has handed out and
+//     that has not been used since: nothing has called the driver. It is counted,
+//     as Unattributed, from what database/sql says is in use; nobody is named.
+//   - A transaction begun by a query's text (BEGIN) is not shown as one.
+//   - How many requests wait is read from sql.DB's private fields, after a
+//     self-test. In a Go version where that fails it is −1, which is how every
+//     figure says "unknown".
+//   - A pool opened by plain sql.Open becomes known to its tracker when
+//     [TrackerOf] is first called on it. Until then its figures are −1. So are
+//     those of several pools on one connector.
+//   - The time of a use is known to a tenth of a second.
+//   - Behind PgBouncer the backend's process id is not the server's.
+//
+// # Transparency
+//
+// A wrapped connection has the optional interfaces that the driver's own has,
+// and errors are the driver's own values. Go's tests of database/sql pass with
+// the wrapper around their driver, but for those that look at the driver's
+// concrete types (gosuite_test.go lists them). Code that needs the driver's own
+// connection, in sql.Conn.Raw, gets it by [Unwrap].
+//
+// Where lib/pq 1.12 is wrong it is mended, for connections that this package
+// dials:
+//
+//   - A call whose ctx ends returns, on a silent network too, at most
+//     [WithCancelGrace] (1 s) and 100 ms later, with the ctx's error. lib/pq alone
+//     waits for ever.
+//   - A connection that lib/pq has left in a wrong state ("there is already a
+//     query being processed") is replaced, not handed out again.
+//
+// # The files, in the order in which a connection lives
+//
+//	driver.go   registration, Open, Wrap, TrackerOf; options.go, pq.go, socket.go
+//	conn.go     the wrapped connection and transaction; stmt.go, rows.go
+//	record.go   what is noted of a connection; clock.go, word.go
+//	tracker.go  the connections of a pool, Report, Watch
+//	leak.go     the values of a report; site.go, text.go
+//	stats.go    figures and health; pool.go
+package baldur
