@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql/driver"
 	"errors"
+	"runtime"
 	"time"
 )
 
@@ -88,6 +89,8 @@ func newConn(rec *record, inner driver.Conn, poisoned func(error) bool) driver.C
 // Raw returns the connection that is wrapped. See [Unwrap].
 func (c *conn) Raw() driver.Conn { return c.inner }
 
+func (c *conn) record() *record { return c.rec }
+
 // fail returns err as the caller is to see it, which is the driver's own value
 // but for two cures.
 func (c *conn) fail(ctx context.Context, first bool, err error) error {
@@ -107,25 +110,25 @@ func (c *conn) fail(ctx context.Context, first bool, err error) error {
 }
 
 // ResetSession is where a pooled connection is seen to go out: on the holder's
-// goroutine, with its ctx. database/sql ignores any error but ErrBadConn.
+// goroutine, with its ctx. Before the driver's own, in which the connection is
+// out already, and stays so for ever if that panics. After ErrBadConn
+// database/sql closes the connection at once; other errors it ignores.
 func (c *conn) ResetSession(ctx context.Context) error {
-	var err error
-	if c.resetter != nil {
-		err = c.resetter.ResetSession(ctx)
+	c.rec.take(ctx)
+	if c.resetter == nil {
+		return nil
 	}
-	if !errors.Is(err, driver.ErrBadConn) {
-		c.rec.take(ctx)
-	}
-	return err
+	return c.resetter.ResetSession(ctx)
 }
 
 // IsValid is where a connection is seen to come back. database/sql may call it
 // twice for one return.
 func (c *conn) IsValid() bool {
-	c.rec.give()
+	valid := !c.bad && !c.rec.cut.Load() && (c.validator == nil || c.validator.IsValid())
+	c.rec.give() // not before: it stays out for ever if the driver's panics
 	c.recycleRows()
 	c.txUsed = false
-	return !c.bad && !c.rec.cut.Load() && (c.validator == nil || c.validator.IsValid())
+	return valid
 }
 
 // Close ends the connection. It is seen as a return where IsValid was skipped,
@@ -246,6 +249,8 @@ func (c *conn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, e
 	}
 	c.txUsed = true
 	*t = tx{c: c, inner: inner, ctx: ctx}
+	// A question of a microsecond, for drivers that lack one of the two only.
+	t.onConn = !c.keepOnRollback() && ctx.Done() != nil && calledBy("database/sql.(*Conn).BeginTx")
 	c.rec.flags |= flagInTx
 	return t, nil
 }
@@ -284,9 +289,10 @@ func plainValues(ctx context.Context, named []driver.NamedValue) ([]driver.Value
 }
 
 type tx struct {
-	c     *conn
-	inner driver.Tx
-	ctx   context.Context // of BeginTx
+	c      *conn
+	inner  driver.Tx
+	ctx    context.Context // of BeginTx
+	onConn bool            // begun on a sql.Conn; noted only where it matters, for which see Rollback
 }
 
 func (t *tx) Commit() error {
@@ -298,19 +304,44 @@ func (t *tx) Commit() error {
 	return nil
 }
 
+// Rollback also does what database/sql does to the connection of a transaction
+// whose ctx has ended, unless that has both a SessionResetter and a Validator
+// (keepConnOnRollback in sql.go): it discards it, and closes the sql.Conn that
+// it belongs to. We always have both; inner may not. One thing is not as there:
+// on a sql.Conn, the transaction's own statements are not closed before the
+// connection is.
 func (t *tx) Rollback() error {
 	t.c.rec.begin(t.ctx, KindTx, "ROLLBACK")
 	defer t.ended()
-	if c := t.c; (c.resetter == nil || c.validator == nil) && t.ctx.Err() != nil {
-		// database/sql discards the connection of a transaction whose ctx has
-		// ended, unless it has both a SessionResetter and a Validator
-		// (keepConnOnRollback). We always have; inner has not.
-		c.bad = true
+	discard := !t.c.keepOnRollback() && t.ctx.Err() != nil && !calledBy("database/sql.(*Tx).Rollback")
+	if discard {
+		t.c.bad = true
 	}
-	if err := t.inner.Rollback(); err != nil {
+	err := t.inner.Rollback()
+	if discard && t.onConn {
+		return driver.ErrBadConn // seen by database/sql only
+	}
+	if err != nil {
 		return t.c.fail(t.ctx, false, err)
 	}
 	return nil
+}
+
+func (c *conn) keepOnRollback() bool { return c.resetter != nil && c.validator != nil }
+
+// calledBy tells whether a function is on the stack.
+func calledBy(function string) bool {
+	var pcs [64]uintptr
+	frames := runtime.CallersFrames(pcs[:runtime.Callers(2, pcs[:])])
+	for {
+		f, more := frames.Next()
+		if f.Function == function {
+			return true
+		}
+		if !more {
+			return false
+		}
+	}
 }
 
 func (t *tx) ended() {

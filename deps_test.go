@@ -8,8 +8,8 @@ import (
 )
 
 // TestImports: imports go one way (cmd, baldurtest → baldur → internal → the
-// standard library), and a program that imports baldur gets lib/pq and goid and
-// nothing else.
+// standard library), and a program that imports baldur gets lib/pq and nothing
+// else.
 func TestImports(t *testing.T) {
 	const module = "github.com/baldur-go/baldur"
 	deps := func(args ...string) []string {
@@ -20,7 +20,7 @@ func TestImports(t *testing.T) {
 		return strings.Fields(string(out))
 	}
 	for _, p := range deps(module) {
-		ok := strings.HasPrefix(p, "github.com/lib/pq") || p == "github.com/petermattis/goid" || p == module || p == module+"/internal/stack"
+		ok := strings.HasPrefix(p, "github.com/lib/pq") || p == module || p == module+"/internal/stack"
 		if !ok {
 			t.Errorf("the root package imports %s", p)
 		}

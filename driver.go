@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"runtime"
 )
 
 // DriverName is the name under which this package registers with database/sql.
@@ -176,17 +175,7 @@ func (c *connector) Connect(ctx context.Context) (driver.Conn, error) {
 // on. Where the pool was full, database/sql's connectionOpener calls it, for
 // whoever waits longest: the holder is not known before the first use.
 func calledByPool() bool {
-	var pcs [64]uintptr
-	frames := runtime.CallersFrames(pcs[:runtime.Callers(2, pcs[:])])
-	for {
-		f, more := frames.Next()
-		if f.Function == "database/sql.(*DB).conn" {
-			return true
-		}
-		if !more {
-			return false
-		}
-	}
+	return calledBy("database/sql.(*DB).conn")
 }
 
 // Driver returns a value of this connector's own, by which TrackerOf finds the

@@ -35,6 +35,17 @@ const (
 	StateNoCall   State = "no_call_yet"         // taken, and not used since
 )
 
+// Liveness tells whether a goroutine has ended.
+type Liveness string
+
+// Whether a goroutine has ended. It is read from the runtime's own record of it,
+// without a pause, where a self-test has found that this can be done.
+const (
+	GoroutineAlive   Liveness = "alive"
+	GoroutineExited  Liveness = "exited"
+	GoroutineUnknown Liveness = "unknown"
+)
+
 // A Frame is one call of a stack.
 type Frame struct {
 	Function string `json:"function"` // with its import path, without arguments
@@ -95,11 +106,13 @@ type ConnectionInfo struct {
 	InCall          time.Duration // how long the call in flight has lasted; 0 if there is none
 	Kind            Kind          // what it was taken for
 	State           State
+	Label           string      // of an expected holder: see Label
 	InTransaction   bool        // begun by Begin; a BEGIN in a query's text is not seen
 	RowsOpen        bool        // a Rows of it is open
 	StackTrace      []Frame     // of the taking, from the first frame of the application on
 	QueryInfo       string      // the text of the last statement, without arguments
 	GoroutineID     int64       // that took it
+	Goroutine       Liveness    // whether that goroutine is alive. The connection may have been handed on.
 	LastGoroutineID int64       // that made the last call
 	BackendPID      int         // of the server; 0: unknown. Behind PgBouncer it is not the server's.
 	Span            SpanContext // of the taking, with WithSpanContext
@@ -154,7 +167,7 @@ type LeakReport struct {
 	Health         PoolHealthStatus
 	Stats          PoolStats
 	SuspectedLeaks []ConnectionInfo // the longest held first
-	LongHeld       []ConnectionInfo // out for the threshold and in use within it
+	LongHeld       []ConnectionInfo // out for the threshold, and in use within it or labelled
 	Returned       []ConnectionInfo // in a report of Watch: told before, and now back; Held is how long they were out
 	Tracked        int              // connections that are out and whose holder is known
 	Connecting     int              // being dialled, or to be
@@ -200,11 +213,13 @@ func (t *Tracker) info(s snapshot, now time.Duration) ConnectionInfo {
 		AcquiredAt:      t.clk.at(s.start),
 		Held:            now - s.start,
 		Kind:            site.kind,
+		Label:           s.label,
 		InTransaction:   s.flags&flagInTx != 0,
 		RowsOpen:        s.flags&flagRows != 0,
 		StackTrace:      site.frames,
-		GoroutineID:     s.goroutine,
-		LastGoroutineID: s.last,
+		GoroutineID:     s.holder.ID(),
+		Goroutine:       Liveness(s.holder.State().String()),
+		LastGoroutineID: s.last.ID(),
 		BackendPID:      s.rec.pid,
 		Span:            s.span,
 	}

@@ -326,12 +326,29 @@ func TestGoroutines(t *testing.T) {
 		if h.GoroutineID <= 0 || h.GoroutineID != h.LastGoroutineID {
 			t.Errorf("taken by %d, last used by %d", h.GoroutineID, h.LastGoroutineID)
 		}
+		if h.Goroutine != baldur.GoroutineAlive {
+			t.Errorf("this goroutine is %s", h.Goroutine)
+		}
 		done := make(chan bool)
 		go func() { must(tx.Exec("elsewhere")); close(done) }()
 		<-done
 		if l := tr.Holders()[0]; l.GoroutineID != h.GoroutineID || l.LastGoroutineID == h.GoroutineID {
 			t.Errorf("taken by %d (was %d), last used by %d", l.GoroutineID, h.GoroutineID, l.LastGoroutineID)
 		}
+	})
+}
+
+// TestExitedHolder: a connection whose taker has ended is told as such.
+func TestExitedHolder(t *testing.T) {
+	bubble(t, &fakeDB{}, func(t *testing.T, db *sql.DB, tr *baldur.Tracker) {
+		var tx *sql.Tx
+		go func() { tx = must(db.Begin()) }()
+		pass(20 * time.Second)
+		r := tr.Report()
+		if r.LeakCount() != 1 || r.SuspectedLeaks[0].Goroutine != baldur.GoroutineExited || !strings.Contains(r.String(), " has exited") {
+			t.Errorf("the taker has ended:\n%s", r)
+		}
+		_ = tx.Rollback()
 	})
 }
 

@@ -27,6 +27,7 @@ type config struct {
 	critical      float64
 	cancelGrace   time.Duration
 	queryText     bool
+	capture       Capture
 	spanContext   func(context.Context) SpanContext
 	skip          []string
 }
@@ -84,6 +85,24 @@ func WithQueryText(on bool) Option {
 	return func(c *config) { c.queryText = on }
 }
 
+// Capture says what is noted of a checkout beside the time, the goroutine and
+// the use that is made of the connection.
+type Capture int32
+
+// What can be noted of a checkout. The costs are in the README.
+const (
+	CaptureFull  Capture = iota // the call stack, and how long it was out in the call site's histogram: see CallSites
+	CaptureSites                // the call stack
+	CaptureOff                  // neither: leaks are found, and where they were taken is unknown
+)
+
+// WithCapture sets what is noted of a checkout. Default [CaptureFull]. It can be
+// changed at run time, by [Tracker.SetCapture].
+// DSN: baldur_capture=full, sites or off.
+func WithCapture(c Capture) Option {
+	return func(cfg *config) { cfg.capture = c }
+}
+
 // WithSpanContext has f called with the ctx of every checkout, to note the
 // trace that it belongs to. With OpenTelemetry:
 //
@@ -114,6 +133,7 @@ var settings = []setting{
 	{"baldur_warning_threshold", "BALDUR_POOL_MONITOR_WARNING_THRESHOLD", func(c *config, v string) error { return setPercent(&c.warning, v) }},
 	{"baldur_critical_threshold", "BALDUR_POOL_MONITOR_CRITICAL_THRESHOLD", func(c *config, v string) error { return setPercent(&c.critical, v) }},
 	{"baldur_cancel_grace", "", func(c *config, v string) error { return setDuration(&c.cancelGrace, v) }},
+	{"baldur_capture", "", func(c *config, v string) error { return setCapture(&c.capture, v) }},
 	{"baldur_query_text", "", func(c *config, v string) error { return setSwitch(&c.queryText, v) }},
 }
 
@@ -148,6 +168,15 @@ func setSwitch(b *bool, v string) error {
 	default:
 		return fmt.Errorf("want on or off")
 	}
+	return nil
+}
+
+func setCapture(c *Capture, v string) error {
+	i := slices.Index([]string{"full", "sites", "off"}, v)
+	if i < 0 {
+		return fmt.Errorf("want full, sites or off")
+	}
+	*c = Capture(i)
 	return nil
 }
 
@@ -200,6 +229,8 @@ func (c *config) check() error {
 		return fmt.Errorf("baldur: critical threshold (WithCriticalThreshold, baldur_critical_threshold, BALDUR_POOL_MONITOR_CRITICAL_THRESHOLD) is %v %%; it must be at most 100", c.critical)
 	case !(c.warning < c.critical):
 		return fmt.Errorf("baldur: warning threshold is %v %% and critical threshold %v %%; warning must be below critical", c.warning, c.critical)
+	case c.capture < CaptureFull || c.capture > CaptureOff:
+		return fmt.Errorf("baldur: capture (WithCapture) is %d; it must be CaptureFull, CaptureSites or CaptureOff", c.capture)
 	case c.cancelGrace <= 0:
 		return fmt.Errorf("baldur: cancel grace (WithCancelGrace, baldur_cancel_grace) is %v; it must be above 0", c.cancelGrace)
 	}

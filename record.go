@@ -6,8 +6,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/petermattis/goid"
-
 	"github.com/baldur-go/baldur/internal/stack"
 )
 
@@ -48,28 +46,36 @@ type record struct {
 
 // checkout is what is known of one stay outside the pool.
 type checkout struct {
-	seq       uint64 // of the record, counts checkouts
-	site      *stack.Site
-	start     time.Duration // by the exact clock
-	goroutine int64
-	last      int64 // the goroutine of the last call
-	span      SpanContext
-	first     Kind // of the first call since the checkout
-	kind      Kind // of the last call; may be of an earlier checkout while flagCalled and flagInCall are off
-	query     string
+	seq    uint64 // of the record, counts checkouts
+	site   *stack.Site
+	start  time.Duration // by the exact clock
+	holder stack.G       // the goroutine that took it
+	last   stack.G       // the goroutine of the last call
+	span   SpanContext
+	first  Kind // of the first call since the checkout
+	kind   Kind // of the last call; may be of an earlier checkout while flagCalled and flagInCall are off
+	query  string
+	label  string // of an expected holder, see Label
 }
 
 // take notes that the calling goroutine has the connection from now on.
 func (r *record) take(ctx context.Context) {
-	site, g, now := stack.Capture(), goid.Get(), r.clk.now()
+	var site *stack.Site
+	if Capture(r.t.capture.Load()) != CaptureOff {
+		site = stack.Capture()
+	}
+	g, now := stack.CurrentG(), r.clk.now()
 	r.mu.Lock()
 	r.seq++
-	r.site, r.start, r.goroutine, r.last = site, now, g, g
+	r.site, r.start, r.holder, r.last = site, now, g, g
 	if hook := r.t.cfg.spanContext; hook != nil {
 		r.span = hook(ctx)
 	}
-	r.leak = nil
-	r.told.Store(false)
+	r.label = ""
+	if r.leak != nil {
+		r.leak = nil
+		r.told.Store(false)
+	}
 	r.flags = flagOut
 	r.act.set(uint64(now.Milliseconds())<<flagBits | flagOut)
 	r.mu.Unlock()
@@ -83,6 +89,9 @@ func (r *record) give() {
 	}
 	r.flags, r.rowsNow = 0, 0
 	r.act.set(0)
+	if r.site != nil && Capture(r.t.capture.Load()) == CaptureFull {
+		r.site.Holds.Record(r.clk.now() - r.start)
+	}
 	// told may be missed when a report sets it at this very moment (the store
 	// above is a plain one): leak.returned sees to that.
 	if r.done != nil || r.told.Load() {
@@ -110,7 +119,7 @@ func (r *record) begin(ctx context.Context, kind Kind, query string) (first bool
 	if r.sock != nil {
 		done = ctx.Done()
 	}
-	if g := goid.Get(); kind != r.kind || g != r.last || done != r.done || query != r.query || (first && kind != r.first) {
+	if g := stack.CurrentG(); kind != r.kind || g != r.last || done != r.done || query != r.query || (first && kind != r.first) {
 		r.mu.Lock()
 		r.kind, r.query, r.last = kind, query, g
 		if first {
@@ -149,6 +158,17 @@ func (r *record) closeRows() {
 		r.rowsNow = 0
 		r.flags &^= flagRows
 	}
+}
+
+// setLabel names the holder for the rest of the checkout. It binds a connection
+// that has not been seen to go out.
+func (r *record) setLabel(name string) {
+	if r.flags&flagOut == 0 {
+		r.take(context.Background())
+	}
+	r.mu.Lock()
+	r.label = name
+	r.mu.Unlock()
 }
 
 // snapshot is a consistent copy of a record.

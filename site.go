@@ -20,6 +20,9 @@ type siteCache struct {
 }
 
 func (c *siteCache) of(s *stack.Site) *siteInfo {
+	if s == nil { // CaptureOff
+		return &siteInfo{kind: KindUnknown}
+	}
 	if v, ok := c.m.Load(s); ok {
 		return v.(*siteInfo)
 	}

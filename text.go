@@ -80,7 +80,14 @@ func writeConns(b *strings.Builder, conns []ConnectionInfo) {
 			fmt.Fprintf(b, "    and %d more\n", len(conns)-i)
 			break
 		}
-		fmt.Fprintf(b, "    #%d %s, held for %s, %s; goroutine %d", c.ConnectionID, c.Kind, short(c.Held), c.Doing(), c.GoroutineID)
+		kind := string(c.Kind)
+		if c.Label != "" {
+			kind = clean(c.Label)
+		}
+		fmt.Fprintf(b, "    #%d %s, held for %s, %s; goroutine %d", c.ConnectionID, kind, short(c.Held), c.Doing(), c.GoroutineID)
+		if c.Goroutine == GoroutineExited {
+			b.WriteString(" has exited")
+		}
 		if c.LastGoroutineID != c.GoroutineID {
 			fmt.Fprintf(b, ", last used by %d", c.LastGoroutineID)
 		}
@@ -182,12 +189,16 @@ func (c ConnectionInfo) LogValue() slog.Value {
 		slog.String("kind", string(c.Kind)),
 		slog.String("doing", c.Doing()),
 		slog.Int64("goroutine", c.GoroutineID),
+		slog.String("goroutine_state", string(c.Goroutine)),
 	}
 	if c.BackendPID != 0 {
 		attrs = append(attrs, slog.Int("backend_pid", c.BackendPID))
 	}
 	if c.QueryInfo != "" {
 		attrs = append(attrs, slog.String("query", excerpt(c.QueryInfo)))
+	}
+	if c.Label != "" {
+		attrs = append(attrs, slog.String("label", c.Label))
 	}
 	if c.Span.IsValid() {
 		attrs = append(attrs, slog.String("trace_id", c.Span.String()))
@@ -204,6 +215,7 @@ func (c ConnectionInfo) MarshalJSON() ([]byte, error) {
 		IdleSeconds     float64   `json:"idle_seconds"`
 		InCallSeconds   float64   `json:"in_call_seconds"`
 		Kind            Kind      `json:"kind"`
+		Label           string    `json:"label,omitempty"`
 		State           State     `json:"state"`
 		Doing           string    `json:"doing"`
 		InTransaction   bool      `json:"in_transaction"`
@@ -212,11 +224,12 @@ func (c ConnectionInfo) MarshalJSON() ([]byte, error) {
 		StackTrace      []Frame   `json:"stack_trace"`
 		QueryInfo       string    `json:"query_info"`
 		GoroutineID     int64     `json:"goroutine_id"`
+		Goroutine       Liveness  `json:"goroutine"`
 		LastGoroutineID int64     `json:"last_goroutine_id"`
 		BackendPID      int       `json:"backend_pid,omitempty"`
 		TraceID         string    `json:"trace_id,omitempty"`
-	}{c.ConnectionID, c.AcquiredAt, c.Held.Seconds(), c.Idle.Seconds(), c.InCall.Seconds(), c.Kind, c.State, c.Doing(),
-		c.InTransaction, c.RowsOpen, c.CallSite(), list(c.StackTrace), c.QueryInfo, c.GoroutineID, c.LastGoroutineID, c.BackendPID, c.Span.String()})
+	}{c.ConnectionID, c.AcquiredAt, c.Held.Seconds(), c.Idle.Seconds(), c.InCall.Seconds(), c.Kind, c.Label, c.State, c.Doing(),
+		c.InTransaction, c.RowsOpen, c.CallSite(), list(c.StackTrace), c.QueryInfo, c.GoroutineID, c.Goroutine, c.LastGoroutineID, c.BackendPID, c.Span.String()})
 }
 
 // MarshalJSON writes durations in seconds and times in RFC 3339.

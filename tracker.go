@@ -22,6 +22,7 @@ type Tracker struct {
 	clk     *clock
 	sites   siteCache
 	dialing atomic.Int32 // Connect calls in flight
+	capture atomic.Int32 // a Capture
 	name    atomic.Pointer[string]
 
 	mu        sync.Mutex // guards the fields below
@@ -38,6 +39,7 @@ func newTracker(cfg *config) *Tracker {
 	t := &Tracker{cfg: cfg, closed: make(chan struct{})}
 	t.sites.skip = cfg.skip
 	t.name.Store(&cfg.poolName)
+	t.capture.Store(int32(cfg.capture))
 	tick := min(100*time.Millisecond, max(time.Millisecond, min(cfg.leakThreshold, cfg.cancelGrace)/10))
 	t.clk = newClock(tick, t.sweep)
 	return t
@@ -301,10 +303,10 @@ func (t *Tracker) report() (LeakReport, []*leak) {
 	return report, leaks
 }
 
-// suspected: out for the threshold, not in a call, and no use since for the
-// threshold. The coarse time of a use is early by up to a tick, so a tick more.
+// suspected: out for the threshold, not labelled, not in a call, and no use since
+// for the threshold. The coarse time of a use is early by up to a tick, so a tick more.
 func (t *Tracker) suspected(s snapshot, now time.Duration) bool {
-	return s.flags&flagInCall == 0 && now-s.used >= t.cfg.leakThreshold+t.clk.tick
+	return s.label == "" && s.flags&flagInCall == 0 && now-s.used >= t.cfg.leakThreshold+t.clk.tick
 }
 
 // settle calls OnConnectionReleased's functions for the reported leaks that are

@@ -35,22 +35,6 @@ var depths = []int{8, 20, 32, 50}
 // of package testing, and runtime.goexit.
 const framework = 6
 
-func TestBenchmarkDepth(t *testing.T) {
-	if !haveWalk {
-		t.Skip("no walk")
-	}
-	var key stackKey
-	n := 0
-	testing.Benchmark(func(b *testing.B) {
-		b.Run("", func(b *testing.B) {
-			at(20-framework, func() { n, _, _ = walk(&key, 0, 0, 0) })
-		})
-	})
-	if n != 20 {
-		t.Errorf("%d frames", n)
-	}
-}
-
 func BenchmarkCapture(b *testing.B) {
 	for _, depth := range depths {
 		b.Run(fmt.Sprint("depth=", depth), func(b *testing.B) {

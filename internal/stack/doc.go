@@ -22,8 +22,8 @@
 //   - A stack of more than 32 physical frames yields the logical frames of those 32, no more.
 //
 // Paths that the walk does not serve get their site from runtime.Callers, at 1 to 2 µs, keyed by the
-// innermost 32 logical frames. In a program built with -buildmode=c-shared or c-archive, whose calls
-// all come from C, that is every path.
+// innermost 32 logical frames. In a library built with -buildmode=c-shared or c-archive, that is
+// whatever C calls; the goroutines which that starts are served by the walk as usual.
 //
 // # What is safe
 //

@@ -1,4 +1,4 @@
-//go:build unix && gc && !purego && (amd64 || arm64)
+//go:build (linux || darwin) && gc && !purego && (amd64 || arm64)
 
 package stack
 
