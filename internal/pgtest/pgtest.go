@@ -56,6 +56,18 @@ var shared = sync.OnceValues(func() (*pgserver.Server, error) {
 // DSN returns the DSN of a new, empty database, which is dropped when the test ends.
 func DSN(t testing.TB) string {
 	t.Helper()
+	return database(t, (*pgserver.Server).DSN)
+}
+
+// SocketDSN is DSN over the server's Unix socket, where connecting costs a tenth
+// (over TCP the password is asked for).
+func SocketDSN(t testing.TB) string {
+	t.Helper()
+	return database(t, (*pgserver.Server).SocketDSN)
+}
+
+func database(t testing.TB, dsnOf func(*pgserver.Server, string) string) string {
+	t.Helper()
 	name := databaseName(t.Name())
 	if dsn := os.Getenv(EnvDSN); dsn != "" {
 		createDatabase(t, dsn, name)
@@ -66,7 +78,7 @@ func DSN(t testing.TB) string {
 		unavailable(t, err)
 	}
 	createDatabase(t, server.SocketDSN("postgres"), name)
-	return server.DSN(name)
+	return dsnOf(server, name)
 }
 
 // Server returns a server of the test's own, to crash and to restart. Settings

@@ -68,7 +68,7 @@ func init() { // the functions below refer to ways by p.next
 		{"recoveredInDefer", func(p *path) { defer func() { _ = recover(); p.next() }(); panic("x") }, false},
 		{"fault", func(p *path) { defer func() { p.next(); _ = recover() }(); fault(nil, len(p.steps)) }, true},
 		{"faultRecovered", func(p *path) { faultRecovered(); p.next() }, false},
-		{"divide", func(p *path) { defer func() { p.next(); _ = recover() }(); divide(0) }, false},
+		{"divide", func(p *path) { defer func() { p.next(); _ = recover() }(); _ = divide(0) }, false},
 		{"boundsCheck", func(p *path) { defer func() { p.next(); _ = recover() }(); index(nil, 3) }, false},
 		{"goroutine", func(p *path) { wait(func(done func()) { go func() { defer done(); p.next() }() }) }, false},
 		{"goMethod", func(p *path) { wait(func(done func()) { go p.nextThen(done) }) }, false},
@@ -82,7 +82,7 @@ func init() { // the functions below refer to ways by p.next
 		}, false},
 		{"once", func(p *path) { var o sync.Once; o.Do(p.next) }, false},
 		{"sort", func(p *path) { viaSort(p) }, false},
-		{"stringsMap", func(p *path) { strings.Map(func(r rune) rune { p.next(); return r }, "x") }, false},
+		{"stringsMap", func(p *path) { _ = strings.Map(func(r rune) rune { p.next(); return r }, "x") }, false},
 		{"rangeOverFunc", func(p *path) {
 			for range once {
 				p.next()
