@@ -1,0 +1,99 @@
+//go:build unix
+
+package main
+
+import (
+	"bytes"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/lib/pq"
+)
+
+func TestCommandLine(t *testing.T) {
+	for _, test := range []struct {
+		args   string
+		status int
+		want   string // in what is printed: on stderr if the status is not 0
+	}{
+		{"help", 0, "demo "},
+		{"-h", 0, "demo "},
+		{"--help", 0, "demo "},
+		{"help demo", 0, "--json"},
+		{"demo -h", 0, "--json"},
+		{"help help", 0, "demo "},
+		{"version", 0, "baldur "},
+		{"--version", 0, "lib/pq v1"},
+		{"dmeo", 2, `unknown command "dmeo"; there are demo, help, version`},
+		{"help dmeo", 2, `unknown command "dmeo"`},
+		{"demo now", 2, `demo: unexpected argument "now"`},
+		{"version now", 2, `version: unexpected argument "now"`},
+		{"demo --jsno", 2, "demo: flag provided but not defined: -jsno"},
+		{"--jsno", 2, "demo: flag provided but not defined: -jsno"},
+		{"demo --json=maybe", 2, `invalid boolean value "maybe"`},
+	} {
+		t.Run(test.args, func(t *testing.T) {
+			p := start(t, nil, strings.Fields(test.args)...)
+			stdout := p.ends(test.status)
+			said, silent := stdout, p.errors()
+			if test.status != 0 {
+				said, silent = silent, said
+			}
+			if !strings.Contains(said, test.want) {
+				t.Errorf("does not say %q:\n%s", test.want, said)
+			}
+			if silent != "" {
+				t.Errorf("and this on the other channel:\n%s", silent)
+			}
+			if test.status != 0 && strings.Count(said, "\n") != 1 {
+				t.Errorf("an error of more than a line:\n%s", said)
+			}
+		})
+	}
+}
+
+func TestWithParams(t *testing.T) {
+	added := map[string]string{"search_path": "a'b\\c d", "application_name": "x"}
+	for _, dsn := range []string{
+		"postgres://u:p%2F@h:1/d",
+		"postgresql://u:p%2F@h:1/d?search_path=public&search_path=more",
+		"user=u password=p/ host=h port=1 dbname=d search_path=public",
+		"user=u password='p/' host=h port=1 dbname=d application_name= ",
+	} {
+		got, err := withParams(dsn, map[string]string{"application_name": "x"}, map[string]string{"search_path": "a'b\\c d"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg, err := pq.NewConfig(got)
+		if err != nil {
+			t.Fatalf("%s: %v", got, err)
+		}
+		if cfg.User != "u" || cfg.Password != "p/" || cfg.Host != "h" || cfg.Port != 1 || cfg.Database != "d" {
+			t.Errorf("%s: became %s", dsn, got)
+		}
+		have := maps.Clone(cfg.Runtime)
+		have["application_name"] = cfg.ApplicationName
+		if !maps.Equal(have, added) {
+			t.Errorf("%s: the parameters became %v", got, have)
+		}
+	}
+}
+
+func TestProgressOnTerminal(t *testing.T) {
+	var b bytes.Buffer
+	p := &progress{w: &b, live: true}
+	p.say("one")
+	p.say(strings.Repeat("two ", 30))
+	p.done()
+	p.done()
+	parts := strings.Split(b.String(), "\r\x1b[K")
+	want := []string{"", "one …", strings.Repeat("two ", 19) + "tw…", ""}
+	if !slices.Equal(parts, want) {
+		t.Errorf("wrote %q, want %q", parts, want)
+	}
+	if strings.Contains(b.String(), "\n") {
+		t.Errorf("a line is left: %q", b.String())
+	}
+}
