@@ -388,7 +388,7 @@ func TestAccountingPostgres(t *testing.T) {
 	if testing.Short() {
 		rounds = 300
 	}
-	dsn := pgtest.DSN(t)
+	dsn := pgtest.SocketDSN(t)
 	admin, err := sql.Open("postgres", dsn)
 	if err != nil {
 		t.Fatal(err)

@@ -38,9 +38,9 @@ type conn struct {
 
 	// What inner can do, asserted once; nil where it cannot.
 	execCtx   driver.ExecerContext
-	execer    driver.Execer //nolint:staticcheck // drivers of before Go 1.8 have no other
+	execer    driver.Execer // deprecated, but drivers of before Go 1.8 have no other
 	queryCtx  driver.QueryerContext
-	queryer   driver.Queryer //nolint:staticcheck // as above
+	queryer   driver.Queryer
 	preparer  driver.ConnPrepareContext
 	beginner  driver.ConnBeginTx
 	pinger    driver.Pinger
@@ -65,9 +65,9 @@ type (
 func newConn(rec *record, inner driver.Conn, poisoned func(error) bool) driver.Conn {
 	c := &conn{rec: rec, inner: inner, poisoned: poisoned}
 	c.execCtx, _ = inner.(driver.ExecerContext)
-	c.execer, _ = inner.(driver.Execer) //nolint:staticcheck // as above
+	c.execer, _ = inner.(driver.Execer)
 	c.queryCtx, _ = inner.(driver.QueryerContext)
-	c.queryer, _ = inner.(driver.Queryer) //nolint:staticcheck // as above
+	c.queryer, _ = inner.(driver.Queryer)
 	c.preparer, _ = inner.(driver.ConnPrepareContext)
 	c.beginner, _ = inner.(driver.ConnBeginTx)
 	c.pinger, _ = inner.(driver.Pinger)
@@ -267,7 +267,7 @@ func (c *conn) begin(ctx context.Context, opts driver.TxOptions) (driver.Tx, err
 	if opts.ReadOnly {
 		return nil, errors.New("sql: driver does not support read-only transactions")
 	}
-	t, err := c.inner.Begin() //nolint:staticcheck // the driver has no other
+	t, err := c.inner.Begin() // the driver has no other
 	if err == nil && ctx.Err() != nil {
 		_ = t.Rollback()
 		return nil, ctx.Err()

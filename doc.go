@@ -46,6 +46,10 @@
 // it, never with arguments ([WithQueryText] leaves it out). Passwords are in no
 // error, report or name.
 //
+// A leak under a ctx that ends soon, as that of an HTTP request, is none for long:
+// when the ctx ends database/sql closes the Rows and rolls the transaction back by
+// itself. Those that stay are on a ctx that does not end, and every sql.Conn.
+//
 // # What cannot be seen
 //
 //   - A connection from the connectionOpener that sql.DB.Conn has handed out and
@@ -59,6 +63,8 @@
 //     [TrackerOf] is first called on it. Until then its figures are −1. So are
 //     those of several pools on one connector.
 //   - The time of a use is known to a tenth of a second.
+//   - A goroutine that has exited is strong evidence against the connection that
+//     it took, not proof: the handle may have been handed on.
 //   - Behind PgBouncer the backend's process id is not the server's.
 //
 // # Transparency
@@ -85,5 +91,6 @@
 //	record.go   what is noted of a connection; clock.go, word.go
 //	tracker.go  the connections of a pool, Report, Watch
 //	leak.go     the values of a report; site.go, text.go
-//	stats.go    figures and health; pool.go
+//	stats.go    figures and health; pool.go, callsites.go
+//	label.go    names for holders that are expected to hold
 package baldur

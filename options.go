@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -180,6 +181,8 @@ func setCapture(c *Capture, v string) error {
 	return nil
 }
 
+var plainName = regexp.MustCompile(`^baldur_[a-z_]{1,40}$`)
+
 // newConfig layers defaults, environment, DSN parameters and options, and
 // checks what comes out. No value from a DSN is quoted in an error: a slip of
 // the pen can make a password one.
@@ -204,7 +207,10 @@ func newConfig(params map[string]string, opts []Option) (*config, error) {
 	for _, k := range slices.Sorted(maps.Keys(params)) {
 		i := slices.IndexFunc(settings, func(s setting) bool { return s.param == k })
 		if i < 0 {
-			return nil, fmt.Errorf("baldur: DSN: unknown parameter %.60q (there are %s)", k, paramNames())
+			if !plainName.MatchString(k) {
+				k = "baldur_…" // it looks like something else, gone wrong
+			}
+			return nil, fmt.Errorf("baldur: DSN: unknown parameter %q (there are %s)", k, paramNames())
 		}
 		if err := settings[i].set(c, params[k]); err != nil {
 			return nil, fmt.Errorf("baldur: DSN: parameter %s: %w", k, err)

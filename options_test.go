@@ -42,6 +42,7 @@ func TestBadDSN(t *testing.T) {
 		{"host=h port=" + secret + " password=" + secret, "wrong value for port"},
 		{"host=h password=" + secret + " sslmode=" + secret, "wrong value for sslmode"},
 		{"host=h password=" + secret + " baldur_pool=x", `unknown parameter "baldur_pool"`},
+		{"postgres://u?baldur_:" + secret + "=0", `unknown parameter "baldur_…"`},
 	}
 	for _, c := range cases {
 		db, err := sql.Open("baldur-pq", c.dsn)

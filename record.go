@@ -177,20 +177,22 @@ type snapshot struct {
 	checkout
 	used  time.Duration // start of the last call in flight, or end of the last one; the checkout's where there is none
 	flags uint64
-	told  *leak
 }
 
-// snapshot copies the record; ok tells whether the connection is checked out.
-// take writes under the same lock, so the copy is of one checkout.
-func (r *record) snapshot() (s snapshot, ok bool) {
+// snapshot copies the record of a connection that is out, and was taken at until
+// or before; out tells whether it is out at all, old whether s is the copy. take
+// writes under the same lock, so the copy is of one checkout.
+func (r *record) snapshot(until time.Duration) (s snapshot, out, old bool) {
 	r.mu.Lock()
+	defer r.mu.Unlock()
 	act := r.act.get()
-	s = snapshot{rec: r, checkout: r.checkout, told: r.leak}
-	r.mu.Unlock()
-	s.flags = act & (1<<flagBits - 1)
+	if act&flagOut == 0 || r.start > until {
+		return s, act&flagOut != 0, false
+	}
+	s = snapshot{rec: r, checkout: r.checkout, flags: act & (1<<flagBits - 1)}
 	// The coarse time lags by up to a tick.
 	s.used = max(s.start, time.Duration(act>>flagBits)*time.Millisecond)
-	return s, s.flags&flagOut != 0
+	return s, true, true
 }
 
 // mark notes that the checkout of s is reported as suspected, unless it is over.

@@ -10,7 +10,7 @@ var (
 	_ driver.StmtExecContext   = (*stmt)(nil)
 	_ driver.StmtQueryContext  = (*stmt)(nil)
 	_ driver.NamedValueChecker = (*stmt)(nil)
-	_ driver.ColumnConverter   = converterStmt{} //nolint:staticcheck // for drivers that have it
+	_ driver.ColumnConverter   = converterStmt{} // for drivers that have it
 )
 
 type stmt struct {
@@ -26,7 +26,7 @@ type stmt struct {
 // answer means "none".
 type converterStmt struct {
 	*stmt
-	cc driver.ColumnConverter //nolint:staticcheck // as above; embedded, it would hide its own method
+	cc driver.ColumnConverter // embedded, it would hide its own method
 }
 
 func (s converterStmt) ColumnConverter(i int) driver.ValueConverter { return s.cc.ColumnConverter(i) }
@@ -38,7 +38,7 @@ func (c *conn) wrapStmt(inner driver.Stmt, query string) driver.Stmt {
 	if s.checker, _ = inner.(driver.NamedValueChecker); s.checker == nil {
 		s.checker = c.checker
 	}
-	if cc, ok := inner.(driver.ColumnConverter); ok { //nolint:staticcheck // as above
+	if cc, ok := inner.(driver.ColumnConverter); ok {
 		return converterStmt{s, cc}
 	}
 	return s
@@ -73,7 +73,7 @@ func (s *stmt) ExecContext(ctx context.Context, args []driver.NamedValue) (res d
 	} else if values, e := plainValues(ctx, args); e != nil {
 		return nil, e
 	} else {
-		res, err = s.inner.Exec(values) //nolint:staticcheck // pq's COPY statement has no other
+		res, err = s.inner.Exec(values) // pq's COPY statement has no other
 	}
 	if err != nil {
 		return res, s.c.fail(ctx, false, err)
@@ -89,7 +89,7 @@ func (s *stmt) QueryContext(ctx context.Context, args []driver.NamedValue) (rs d
 	} else if values, e := plainValues(ctx, args); e != nil {
 		return nil, e
 	} else {
-		rs, err = s.inner.Query(values) //nolint:staticcheck // as above
+		rs, err = s.inner.Query(values)
 	}
 	if err != nil {
 		return rs, s.c.fail(ctx, false, err)

@@ -4,8 +4,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 )
 
 // How much of a report its text shows; JSON has all of it.
@@ -23,68 +25,121 @@ func (r LeakReport) String() string {
 	if n := len(r.SuspectedLeaks); n > 0 {
 		fmt.Fprintf(&b, ", %s", plural(n, "suspected leak"))
 	}
-	fmt.Fprintf(&b, "\n%s\n", r.figures())
+	fmt.Fprintf(&b, "\n%s\nleak threshold %s, %s\n", r.figures(), short(r.LeakThreshold), r.ReportTime.Format(time.RFC3339))
 	for _, g := range r.Groups() {
-		fmt.Fprintf(&b, "\nLEAK? %s taken at %s in %s\n", plural(len(g.Connections), "connection"), g.CallSite.at(), g.CallSite.short())
-		writeConns(&b, g.Connections)
+		b.WriteString("\nLEAK? ")
+		g.writeHead(&b)
+		if m := g.Connections[0].missing(); m != "" {
+			fmt.Fprintf(&b, "    likely missing: %s\n", m)
+		}
+		g.writeConns(&b, func(c ConnectionInfo) string {
+			text := strings.Replace(c.Doing(), "idle for", "unused for", 1)
+			if c.Held-c.Idle >= time.Second {
+				text += ", held for " + short(c.Held)
+			}
+			return text
+		})
 		writeStack(&b, g.Connections[0].StackTrace)
 	}
 	if len(r.LongHeld) > 0 {
-		fmt.Fprintf(&b, "\nheld for longer than %s but in use, not accused:\n", short(r.LeakThreshold))
-		for _, g := range groupBySite(r.LongHeld) {
-			fmt.Fprintf(&b, "  %s taken at %s in %s\n", plural(len(g.Connections), "connection"), g.CallSite.at(), g.CallSite.short())
-			writeConns(&b, g.Connections)
-		}
+		b.WriteString("\nheld for as long, but in use or expected, and not accused:\n")
+	}
+	for _, g := range groupBySite(r.LongHeld) {
+		b.WriteString("  ")
+		g.writeHead(&b)
+		g.writeConns(&b, func(c ConnectionInfo) string {
+			text := "held for " + short(c.Held)
+			if c.Label != "" {
+				text = clean(c.Label) + ", " + text
+			}
+			if c.State == StateInCall {
+				return text + ", " + c.Doing()
+			}
+			return text + ", last used " + short(c.Idle) + " ago"
+		})
 	}
 	for i, c := range r.Returned {
 		if i == 0 {
 			b.WriteString("\ncame back:\n")
 		}
-		fmt.Fprintf(&b, "  #%d taken at %s returned after %s\n", c.ConnectionID, c.CallSite().at(), short(c.Held))
+		fmt.Fprintf(&b, "  taken at %s, returned after %s\n", c.CallSite().at(), short(c.Held))
 	}
 	return b.String()
 }
 
+// figures is the line that adds up: "10 of 10 in use: 6 suspected, 3 long held
+// but used, 1 other; 7 waiting".
 func (r LeakReport) figures() string {
+	var b strings.Builder
 	s := r.Stats
-	var parts []string
-	add := func(format string, args ...any) { parts = append(parts, fmt.Sprintf(format, args...)) }
 	switch {
 	case !s.known():
-		add("%d in use that are tracked, pool size unknown", r.Tracked)
+		fmt.Fprintf(&b, "%d in use that are tracked, pool size unknown", r.Tracked)
 	case s.MaxConnections == 0:
-		add("%d in use, no limit", s.ActiveConnections)
+		fmt.Fprintf(&b, "%d in use, no limit", s.ActiveConnections)
 	default:
-		add("%d of %d in use", s.ActiveConnections, s.MaxConnections)
+		fmt.Fprintf(&b, "%d of %d in use", s.ActiveConnections, s.MaxConnections)
 	}
-	if r.Connecting > 0 {
-		add("%d connecting", r.Connecting)
+	var parts []string
+	add := func(n int, what string) {
+		if n > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", n, what))
+		}
 	}
-	switch {
-	case s.WaitingRequests >= 0:
-		add("%d waiting", s.WaitingRequests)
-	default:
-		add("waiting unknown")
+	add(len(r.SuspectedLeaks), "suspected")
+	add(len(r.LongHeld), "long held but used")
+	add(r.Unattributed, "not seen (taken by DB.Conn, not used yet)")
+	add(r.Connecting, "connecting")
+	if parts != nil {
+		add(r.Tracked-len(r.SuspectedLeaks)-len(r.LongHeld), "other")
+		fmt.Fprintf(&b, ": %s", strings.Join(parts, ", "))
 	}
-	if r.Unattributed > 0 {
-		add("%d of them not seen (taken by DB.Conn and not used yet)", r.Unattributed)
+	if s.WaitingRequests < 0 {
+		b.WriteString("; waiting unknown")
+	} else {
+		fmt.Fprintf(&b, "; %d waiting", s.WaitingRequests)
 	}
-	add("leak threshold %s", short(r.LeakThreshold))
-	add("%s", r.ReportTime.Format(time.RFC3339))
-	return strings.Join(parts, ", ")
+	return b.String()
 }
 
-func writeConns(b *strings.Builder, conns []ConnectionInfo) {
-	for i, c := range conns {
+// missing names the call that a suspect has probably left out.
+func (c ConnectionInfo) missing() string {
+	switch {
+	case c.InTransaction:
+		return "Tx.Commit or Tx.Rollback"
+	case c.Kind == KindConn && c.RowsOpen:
+		return "Rows.Close, and Conn.Close"
+	case c.Kind == KindConn:
+		return "Conn.Close"
+	case c.RowsOpen:
+		return "Rows.Close, or Row.Scan"
+	}
+	return ""
+}
+
+func (g LeakGroup) writeHead(b *strings.Builder) {
+	fmt.Fprintf(b, "%s taken at %s in %s\n", plural(len(g.Connections), "connection"), clean(g.CallSite.at()), clean(g.CallSite.short()))
+}
+
+// writeConns writes a line for each connection, and the last query: once where
+// it is the same for all.
+func (g LeakGroup) writeConns(b *strings.Builder, doing func(ConnectionInfo) string) {
+	query := g.Connections[0].QueryInfo
+	same := !slices.ContainsFunc(g.Connections, func(c ConnectionInfo) bool { return c.QueryInfo != query })
+	writeQuery := func(query string) {
+		if query != "" {
+			fmt.Fprintf(b, "    last: %s\n", excerpt(query))
+		}
+	}
+	if same {
+		writeQuery(query)
+	}
+	for i, c := range g.Connections {
 		if i == textConns {
-			fmt.Fprintf(b, "    and %d more\n", len(conns)-i)
+			fmt.Fprintf(b, "    and %d more\n", len(g.Connections)-i)
 			break
 		}
-		kind := string(c.Kind)
-		if c.Label != "" {
-			kind = clean(c.Label)
-		}
-		fmt.Fprintf(b, "    #%d %s, held for %s, %s; goroutine %d", c.ConnectionID, kind, short(c.Held), c.Doing(), c.GoroutineID)
+		fmt.Fprintf(b, "    %s; goroutine %d", doing(c), c.GoroutineID)
 		if c.Goroutine == GoroutineExited {
 			b.WriteString(" has exited")
 		}
@@ -92,25 +147,40 @@ func writeConns(b *strings.Builder, conns []ConnectionInfo) {
 			fmt.Fprintf(b, ", last used by %d", c.LastGoroutineID)
 		}
 		if c.BackendPID != 0 {
-			fmt.Fprintf(b, ", backend %d", c.BackendPID)
+			fmt.Fprintf(b, ", pg pid %d", c.BackendPID)
 		}
 		if c.Span.IsValid() {
 			fmt.Fprintf(b, ", trace %s", c.Span)
 		}
 		b.WriteByte('\n')
-		if c.QueryInfo != "" {
-			fmt.Fprintf(b, "       %s\n", excerpt(c.QueryInfo))
+		if !same {
+			writeQuery(c.QueryInfo)
 		}
 	}
 }
 
+// writeStack writes the first frame's place in full, to be clicked on, and a line
+// for each of its callers in the application.
 func writeStack(b *strings.Builder, frames []Frame) {
-	for i, f := range frames {
-		if i == textFrames {
-			fmt.Fprintf(b, "      … %d more frames\n", len(frames)-i)
-			break
-		}
-		fmt.Fprintf(b, "      %s\n          %s:%d\n", clean(f.Function), clean(f.File), f.Line)
+	if len(frames) == 0 {
+		return
+	}
+	fmt.Fprintf(b, "    %s:%d\n", clean(frames[0].File), frames[0].Line)
+	frames = frames[1:]
+	for len(frames) > 0 && slices.Contains([]string{"runtime", "sync", "testing", "net/http"}, packageOf(frames[len(frames)-1].Function)) {
+		frames = frames[:len(frames)-1]
+	}
+	more := len(frames) - textFrames
+	frames = frames[:min(len(frames), textFrames)]
+	width := 0
+	for _, f := range frames {
+		width = max(width, utf8.RuneCountInString(f.short()))
+	}
+	for _, f := range frames {
+		fmt.Fprintf(b, "      by %-*s  %s\n", width, clean(f.short()), clean(f.at()))
+	}
+	if more > 0 {
+		fmt.Fprintf(b, "      and %d more\n", more)
 	}
 }
 

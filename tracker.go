@@ -6,6 +6,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 	"sync"
@@ -199,25 +200,29 @@ func (t *Tracker) PoolName() string { return *t.name.Load() }
 // Holders returns every connection that is out and whose holder is known, the
 // longest held first.
 func (t *Tracker) Holders() []ConnectionInfo {
+	snapshots, _ := t.snapshots(math.MaxInt64)
 	now := t.clk.now()
 	var infos []ConnectionInfo
-	for _, s := range t.snapshots() {
+	for _, s := range snapshots {
 		infos = append(infos, t.info(s, now))
 	}
 	return infos
 }
 
-// snapshots returns the checkouts there are, the longest held first.
-func (t *Tracker) snapshots() []snapshot {
-	records := t.list()
-	out := make([]snapshot, 0, len(records))
-	for _, r := range records {
-		if s, ok := r.snapshot(); ok {
-			out = append(out, s)
+// snapshots returns the checkouts that began at until or before, the longest
+// held first, and the number of all that there are.
+func (t *Tracker) snapshots(until time.Duration) (snapshots []snapshot, all int) {
+	for _, r := range t.list() {
+		s, out, old := r.snapshot(until)
+		if out {
+			all++
+		}
+		if old {
+			snapshots = append(snapshots, s)
 		}
 	}
-	slices.SortFunc(out, func(a, b snapshot) int { return cmp.Compare(a.start, b.start) })
-	return out
+	slices.SortFunc(snapshots, func(a, b snapshot) int { return cmp.Compare(a.start, b.start) })
+	return snapshots, all
 }
 
 // pool returns what database/sql knows of the pool.
@@ -271,23 +276,20 @@ func (t *Tracker) Report() LeakReport {
 // report also returns the suspected leaks, in the order of SuspectedLeaks.
 func (t *Tracker) report() (LeakReport, []*leak) {
 	state, ok, connecting, unattributed := t.balance()
-	snapshots := t.snapshots()
 	now := t.clk.now()
+	snapshots, tracked := t.snapshots(now - t.cfg.leakThreshold)
 	stats := t.stats(state, ok)
 	report := LeakReport{
 		PoolName:      t.PoolName(),
 		ReportTime:    stats.CheckedAt,
 		LeakThreshold: t.cfg.leakThreshold,
-		Tracked:       len(snapshots),
+		Tracked:       tracked,
 		Connecting:    connecting,
 		Unattributed:  unattributed,
 		Stats:         stats,
 	}
 	var leaks []*leak
 	for _, s := range snapshots {
-		if now-s.start < t.cfg.leakThreshold {
-			continue
-		}
 		info := t.info(s, now)
 		if !t.suspected(s, now) {
 			report.LongHeld = append(report.LongHeld, info)
@@ -419,7 +421,7 @@ type leak struct {
 // connection is back.
 func (l *leak) returned() (ConnectionInfo, bool) {
 	if l.held.Load() == 0 {
-		if s, out := l.rec.snapshot(); out && s.seq == l.seq {
+		if s, out, _ := l.rec.snapshot(math.MaxInt64); out && s.seq == l.seq {
 			return l.info, false
 		}
 		// Missed by give, for which see there: it was just now, or nearly.
