@@ -127,7 +127,9 @@ func (c *conn) IsValid() bool {
 	valid := !c.bad && !c.rec.cut.Load() && (c.validator == nil || c.validator.IsValid())
 	c.rec.give() // not before: it stays out for ever if the driver's panics
 	c.recycleRows()
-	c.txUsed = false
+	if c.txUsed {
+		c.txUsed, c.tx.ctx = false, context.Background() // an idle connection keeps no ctx alive
+	}
 	return valid
 }
 

@@ -64,14 +64,14 @@ func (r *record) take(ctx context.Context) {
 	if Capture(r.t.capture.Load()) != CaptureOff {
 		site = stack.Capture()
 	}
+	var span SpanContext
+	if hook := r.t.cfg.spanContext; hook != nil {
+		span = hook(ctx)
+	}
 	g, now := stack.CurrentG(), r.clk.now()
 	r.mu.Lock()
 	r.seq++
-	r.site, r.start, r.holder, r.last = site, now, g, g
-	if hook := r.t.cfg.spanContext; hook != nil {
-		r.span = hook(ctx)
-	}
-	r.label = ""
+	r.site, r.start, r.holder, r.last, r.span, r.label = site, now, g, g, span, ""
 	if r.leak != nil {
 		r.leak = nil
 		r.told.Store(false)
