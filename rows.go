@@ -76,8 +76,8 @@ func (r *rows) Columns() []string { return r.inner.Columns() }
 
 func (r *rows) Next(dest []driver.Value) error {
 	r.rec.beginRow()
+	defer r.rec.endRow() // also when the driver panics
 	err := r.inner.Next(dest)
-	r.rec.endRow()
 	if err != nil && err != io.EOF {
 		return r.c.fail(r.ctx, false, err)
 	}
@@ -90,9 +90,9 @@ func (r *rows) Close() error {
 		return r.inner.Close() // after the connection went back, or again
 	}
 	c.rec.begin(r.ctx, c.rec.kind, c.rec.query)
+	defer c.rec.end()
 	err := r.inner.Close()
 	c.rec.closeRows()
-	c.rec.end()
 	if err != nil {
 		err = c.fail(r.ctx, false, err)
 	}
@@ -111,8 +111,8 @@ func (r *rows) NextResultSet() error {
 		return io.EOF
 	}
 	r.rec.beginRow()
+	defer r.rec.endRow()
 	err := x.NextResultSet()
-	r.rec.endRow()
 	if err != nil && err != io.EOF {
 		return r.c.fail(r.ctx, false, err)
 	}

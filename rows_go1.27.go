@@ -22,8 +22,8 @@ func scannerRows(r *rows) driver.Rows {
 
 func (r columnScanner) NextRow() error {
 	r.rec.beginRow()
+	defer r.rec.endRow()
 	err := r.inner.(driver.RowsColumnScanner).NextRow()
-	r.rec.endRow()
 	if err != nil && err != io.EOF {
 		return r.c.fail(r.ctx, false, err)
 	}
