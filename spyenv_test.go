@@ -274,7 +274,7 @@ func (e *env) opened(on target, rows *sql.Rows, err error) {
 		e.rows, e.rowsCtx = rows, e.last
 		end := func() { e.note("rows.Close: %s", errText(rows.Close())) }
 		e.cleanup(end)
-		if on == e.conn {
+		if _, ok := on.(*sql.Conn); ok {
 			e.busy = append(e.busy, end)
 		}
 		if on == e.tx {
@@ -358,8 +358,10 @@ func (e *env) rawRows(q driver.QueryerContext) {
 		dest := make([]driver.Value, len(open[i].Columns()))
 		e.note("Next %s: %v", errText(open[i].Next(dest)), dest)
 	}
-	if !query() || !query() {
-		return
+	for range 2 {
+		if !query() {
+			return
+		}
 	}
 	next(0)
 	e.note("Close %s, %s", errText(open[0].Close()), errText(open[0].Close()))

@@ -69,10 +69,10 @@ func init() {
 		},
 
 		"stmt": func(e *env, rest string) {
-			if e.stmt == nil {
+			if _, ok := e.stmtOn.(*sql.Tx); e.stmt == nil || ok && e.stmtOn != e.tx {
 				return
 			}
-			if e.stmtOn == e.conn {
+			if _, ok := e.stmtOn.(*sql.Conn); ok { // perhaps of one before e.conn
 				e.free()
 			}
 			if strings.HasPrefix(rest, "query") {
