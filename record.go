@@ -143,7 +143,7 @@ func (r *record) end() {
 func (r *record) touch() { r.act.set(uint64(r.clk.coarse())<<flagBits | r.flags) }
 
 // beginRow and endRow are begin and end for the reading of a row, which is to
-// cost nothing: one load and one plain store each (see word).
+// cost next to nothing: one load and one plain store each (see word).
 func (r *record) beginRow() { r.act.set(uint64(r.clk.coarse())<<flagBits | r.flags | flagInCall) }
 func (r *record) endRow()   { r.act.set(uint64(r.clk.coarse())<<flagBits | r.flags) }
 
