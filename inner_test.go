@@ -64,11 +64,12 @@ func TestPQCopy(t *testing.T) {
 	eachPQ(t, func(t *testing.T, db *sql.DB) {
 		must(db.Exec("CREATE TABLE t (n int, s text)"))
 		tx := must(db.Begin())
-		st := must(tx.Prepare("COPY t (n, s) FROM STDIN"))
-		for n := range 1000 {
+		st := must(tx.Prepare(pq.CopyIn("t", "n", "s")))
+		for n := range 999 {
 			must(st.Exec(n, "x"))
 		}
-		res := must(st.Exec())
+		must(st.Exec(nil, nil)) // a row of NULLs
+		res := must(st.Exec())  // the end
 		if n := must(res.RowsAffected()); n != 1000 {
 			t.Errorf("%d rows copied", n)
 		}
@@ -80,6 +81,34 @@ func TestPQCopy(t *testing.T) {
 			t.Errorf("%d, %v", n, err)
 		}
 	})
+}
+
+// TestPQCopyFails: the server refuses a row, which pq tells at the end.
+func TestPQCopyFails(t *testing.T) {
+	var seen []pq.Error
+	eachPQ(t, func(t *testing.T, db *sql.DB) {
+		must(db.Exec("CREATE TABLE t (n int PRIMARY KEY)"))
+		tx := must(db.Begin())
+		st := must(tx.Prepare(pq.CopyIn("t", "n")))
+		must(st.Exec(1))
+		must(st.Exec(1))
+		_, err := st.Exec()
+		var e *pq.Error
+		if !errors.As(err, &e) {
+			t.Fatalf("%T %v", err, err)
+		}
+		seen = append(seen, *e)
+		if err := errors.Join(st.Close(), tx.Rollback()); err != nil {
+			t.Error(err)
+		}
+		var n int
+		if err := db.QueryRow("SELECT count(*) FROM t").Scan(&n); err != nil || n != 0 {
+			t.Errorf("%d, %v", n, err)
+		}
+	})
+	if len(seen) != 2 || seen[0].Code != "23505" || !reflect.DeepEqual(seen[0], seen[1]) {
+		t.Errorf("%+v", seen)
+	}
 }
 
 func TestPQColumnTypes(t *testing.T) {
@@ -206,7 +235,20 @@ func TestPgx(t *testing.T) {
 }
 
 func TestSQLMock(t *testing.T) {
-	inner, mock, err := sqlmock.NewWithDSN("inner")
+	t.Run("bare", func(t *testing.T) {
+		testSQLMock(t, func(c driver.Connector) *sql.DB {
+			db := sql.OpenDB(c)
+			t.Cleanup(func() { db.Close() })
+			return db
+		})
+	})
+	t.Run("wrapped", func(t *testing.T) {
+		testSQLMock(t, func(c driver.Connector) *sql.DB { return tracked(t, baldur.OpenDB(c)) })
+	})
+}
+
+func testSQLMock(t *testing.T, open func(driver.Connector) *sql.DB) {
+	inner, mock, err := sqlmock.NewWithDSN(t.Name())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -216,7 +258,7 @@ func TestSQLMock(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	db := tracked(t, baldur.OpenDB(dsnConnector{inner.Driver(), "inner"}))
+	db := open(dsnConnector{inner.Driver(), t.Name()})
 	failure := errors.New("of the test")
 	mock.ExpectBegin()
 	mock.ExpectExec("UPDATE").WithArgs(7).WillReturnResult(sqlmock.NewResult(3, 5))

@@ -43,6 +43,9 @@ type rows struct {
 const maxFreeRows = 16
 
 func (c *conn) wrapRows(ctx context.Context, inner driver.Rows) driver.Rows {
+	if inner == nil {
+		return nil // database/sql has an error of its own for it
+	}
 	r := c.free
 	if r == nil {
 		r = new(rows)

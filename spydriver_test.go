@@ -25,6 +25,7 @@ type spy struct {
 	cancel func()            // for "cancel"
 	skip   bool              // Exec and Query of a connection return ErrSkip
 	loose  bool              // NumInput is -1
+	noRows bool              // queries return nil and no error
 }
 
 var (
@@ -171,6 +172,9 @@ func (c *SpyConn) rows(skip bool, err error) (driver.Rows, error) {
 	}
 	if err != nil {
 		return nil, err
+	}
+	if c.s.noRows {
+		return nil, nil
 	}
 	c.queries++
 	return build(rowsTypes[c.s.caps.rows], &SpyRows{c: c, id: c.queries, left: 2}).(driver.Rows), nil

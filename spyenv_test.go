@@ -111,6 +111,11 @@ func (e *env) rowsErr() string {
 
 func (e *env) do(op string) {
 	e.note("> %s", op)
+	word, rest, _ := strings.Cut(op, " ")
+	f := ops[word]
+	if f == nil {
+		panic("no such operation: " + op)
+	}
 	func() {
 		defer func() {
 			if p := recover(); p != nil {
@@ -122,11 +127,6 @@ func (e *env) do(op string) {
 				e.conn, e.tx, e.stmt, e.rows, e.cleanups, e.busy = nil, nil, nil, nil, nil, nil
 			}
 		}()
-		word, rest, _ := strings.Cut(op, " ")
-		f := ops[word]
-		if f == nil {
-			panic("no such operation: " + op)
-		}
 		f(e, rest)
 	}()
 	e.wait()

@@ -25,6 +25,7 @@ func init() {
 		},
 		"inputs": func(e *env, rest string) { e.query = "q" + rest },
 		"loose":  func(e *env, _ string) { e.loose = !e.loose },
+		"norows": func(e *env, _ string) { e.noRows = !e.noRows },
 		"skip":   func(e *env, _ string) { e.skip = !e.skip },
 		"opts": func(e *env, rest string) {
 			e.opts = map[string]*sql.TxOptions{
