@@ -124,13 +124,21 @@ func (c *conn) ResetSession(ctx context.Context) error {
 // IsValid is where a connection is seen to come back. database/sql may call it
 // twice for one return.
 func (c *conn) IsValid() bool {
-	valid := !c.bad && !c.rec.cut.Load() && (c.validator == nil || c.validator.IsValid())
+	valid := c.valid()
+	if valid && c.auditDue() {
+		c.audit()
+		valid = c.valid()
+	}
 	c.rec.give() // not before: it stays out for ever if the driver's panics
 	c.recycleRows()
 	if c.txUsed {
 		c.txUsed, c.tx.ctx = false, context.Background() // an idle connection keeps no ctx alive
 	}
 	return valid
+}
+
+func (c *conn) valid() bool {
+	return !c.bad && !c.rec.cut.Load() && (c.validator == nil || c.validator.IsValid())
 }
 
 // Close ends the connection. It is seen as a return where IsValid was skipped,

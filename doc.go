@@ -93,4 +93,6 @@
 //	leak.go     the values of a report; site.go, text.go
 //	stats.go    figures and health; pool.go, callsites.go
 //	label.go    names for holders that are expected to hold
+//	audit.go    connections that come back dirty
+//	pgadmin.go  admin SQL; pgadmin_*.go: sessions, locks, timeouts, poolers
 package baldur

@@ -185,7 +185,7 @@ func (c *connector) Driver() driver.Driver {
 	if drv == nil {
 		drv = c.inner.Driver()
 	}
-	d := poolDriver{drv, c.t}
+	d := poolDriver{drv, c.t, c}
 	if dc, ok := drv.(driver.DriverContext); ok {
 		return poolDriverContext{d, dc}
 	}
@@ -206,9 +206,25 @@ func (c *connector) Close() error {
 type poolDriver struct {
 	driver.Driver
 	t *Tracker
+	c *connector
 }
 
 func (d poolDriver) tracker() *Tracker { return d.t }
+
+// untracked connects as the pool does, beside it: see PGAdmin.secondDB.
+func (d poolDriver) untracked() driver.Connector { return untracked{d.c} }
+
+type untracked struct{ c *connector }
+
+func (u untracked) Connect(ctx context.Context) (driver.Conn, error) {
+	ci, sock, err := u.c.connect(ctx)
+	if deadline, ok := ctx.Deadline(); ok && sock != nil {
+		sock.endBy(deadline) // of its calls too, as no sweep sees to them
+	}
+	return ci, err
+}
+
+func (u untracked) Driver() driver.Driver { return u.c.inner.Driver() }
 
 // poolDriverContext is a poolDriver whose driver has a DriverContext.
 type poolDriverContext struct {

@@ -29,6 +29,7 @@ type config struct {
 	cancelGrace   time.Duration
 	queryText     bool
 	capture       Capture
+	returnAudit   int
 	spanContext   func(context.Context) SpanContext
 	skip          []string
 }
@@ -135,6 +136,7 @@ var settings = []setting{
 	{"baldur_critical_threshold", "BALDUR_POOL_MONITOR_CRITICAL_THRESHOLD", func(c *config, v string) error { return setPercent(&c.critical, v) }},
 	{"baldur_cancel_grace", "", func(c *config, v string) error { return setDuration(&c.cancelGrace, v) }},
 	{"baldur_capture", "", func(c *config, v string) error { return setCapture(&c.capture, v) }},
+	{"baldur_return_audit", "", func(c *config, v string) error { return setCount(&c.returnAudit, v) }},
 	{"baldur_query_text", "", func(c *config, v string) error { return setSwitch(&c.queryText, v) }},
 }
 
@@ -168,6 +170,13 @@ func setSwitch(b *bool, v string) error {
 		*b = false
 	default:
 		return fmt.Errorf("want on or off")
+	}
+	return nil
+}
+
+func setCount(n *int, v string) (err error) {
+	if *n, err = strconv.Atoi(v); err != nil {
+		return fmt.Errorf("want a number")
 	}
 	return nil
 }
@@ -237,6 +246,8 @@ func (c *config) check() error {
 		return fmt.Errorf("baldur: warning threshold is %v %% and critical threshold %v %%; warning must be below critical", c.warning, c.critical)
 	case c.capture < CaptureFull || c.capture > CaptureOff:
 		return fmt.Errorf("baldur: capture (WithCapture) is %d; it must be CaptureFull, CaptureSites or CaptureOff", c.capture)
+	case c.returnAudit < 0:
+		return fmt.Errorf("baldur: return audit (WithReturnAudit, baldur_return_audit) is %d; it must be 0 (off) or above", c.returnAudit)
 	case c.cancelGrace <= 0:
 		return fmt.Errorf("baldur: cancel grace (WithCancelGrace, baldur_cancel_grace) is %v; it must be above 0", c.cancelGrace)
 	}

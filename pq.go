@@ -32,18 +32,32 @@ func pqPoisoned(err error) bool {
 	return err.Error() == "pq: there is already a query being processed on this connection"
 }
 
+// pqTxStatus reads a connection's transaction status, which pq keeps to itself:
+// 'I' idle, 'T' in a transaction, 'E' in a failed one; 0 if it is not known.
+func pqTxStatus(ci driver.Conn) byte {
+	if f := pqField(ci, "txnStatus"); f.IsValid() && f.Kind() == reflect.Uint8 {
+		return byte(f.Uint())
+	}
+	return 0
+}
+
 // pqPID reads the backend's process id, which pq keeps to itself, or 0: a
 // SELECT pg_backend_pid() would cost each connect a round trip. Behind
 // PgBouncer it is a number of PgBouncer's.
 func pqPID(ci driver.Conn) int {
-	v := reflect.ValueOf(ci)
-	if v.Kind() != reflect.Pointer || v.IsNil() || v.Type().Elem().PkgPath() != "github.com/lib/pq" || v.Type().Elem().Kind() != reflect.Struct {
-		return 0
-	}
-	if f := v.Elem().FieldByName("pid"); f.IsValid() && f.CanInt() {
+	if f := pqField(ci, "pid"); f.IsValid() && f.CanInt() {
 		return int(f.Int())
 	}
 	return 0
+}
+
+// pqField is a field of pq's connection, or invalid.
+func pqField(ci driver.Conn, name string) reflect.Value {
+	v := reflect.ValueOf(ci)
+	if v.Kind() != reflect.Pointer || v.IsNil() || v.Type().Elem().PkgPath() != "github.com/lib/pq" || v.Type().Elem().Kind() != reflect.Struct {
+		return reflect.Value{}
+	}
+	return v.Elem().FieldByName(name)
 }
 
 // parseDSN parses dsn and takes baldur's own parameters out.

@@ -25,6 +25,7 @@ type Tracker struct {
 	dialing atomic.Int32 // Connect calls in flight
 	capture atomic.Int32 // a Capture
 	name    atomic.Pointer[string]
+	returns atomic.Int64 // counted by the return audit, where there is one
 
 	mu        sync.Mutex // guards the fields below
 	db        *sql.DB    // nil: not known
@@ -34,6 +35,9 @@ type Tracker struct {
 	leaks     []*leak // reported, not known to be back
 	onRelease []func(ConnectionInfo)
 	closed    chan struct{} // closed by close
+
+	dirty      []DirtyReturn // the last ones
+	dirtyTotal int
 }
 
 func newTracker(cfg *config) *Tracker {

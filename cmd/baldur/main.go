@@ -28,6 +28,7 @@ type command struct {
 func commands() []command {
 	return []command{
 		{"demo", "watch an order service leak connections, and see who it was (default)", runDemo},
+		{"doctor", "look at a PostgreSQL before trusting the setup", runDoctor},
 		{"help", "print this text, or that of a command", runHelp},
 		{"version", "print the version", runVersion},
 	}
@@ -64,9 +65,12 @@ func run(args []string) int {
 
 	err := dispatch(ctx, args)
 	var usage usageError
+	var status exitStatus
 	switch {
 	case err == nil:
 		return 0
+	case errors.As(err, &status):
+		return int(status)
 	case errors.As(err, &usage):
 		fmt.Fprintln(os.Stderr, "baldur:", err)
 		return exitUsage

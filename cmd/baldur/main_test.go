@@ -26,8 +26,17 @@ func TestCommandLine(t *testing.T) {
 		{"help help", 0, "demo "},
 		{"version", 0, "baldur "},
 		{"--version", 0, "lib/pq v1"},
-		{"dmeo", 2, `unknown command "dmeo"; there are demo, help, version`},
+		{"dmeo", 2, `unknown command "dmeo"; there are demo, doctor, help, version`},
 		{"help dmeo", 2, `unknown command "dmeo"`},
+		{"help doctor", 0, "--pool-size"},
+		{"doctor", 2, "doctor: give a DSN, or set BALDUR_DSN"},
+		{"doctor host=a password=b", 2, "doctor: more than one DSN"},
+		{"doctor --pool-size postgres://u:secret@h/d", 2, "doctor: a DSN is where a flag's value belongs"},
+		{"doctor postgres://u:secret@127.0.0.1:1/d?sslmode=disable --json", 2, "cannot connect: "},
+		{"doctor --pool-size -1 postgres://h/d", 2, "--pool-size is -1"},
+		{"doctor --pool-size x postgres://h/d", 2, `invalid value "x"`},
+		{"doctor postgres://u:secret@%zz/d", 2, "not a valid URL"},
+		{"doctor postgres://u:secret@127.0.0.1:1/d?sslmode=disable", 2, "cannot connect: "},
 		{"demo now", 2, `demo: unexpected argument "now"`},
 		{"version now", 2, `version: unexpected argument "now"`},
 		{"demo --jsno", 2, "demo: flag provided but not defined: -jsno"},
@@ -43,6 +52,9 @@ func TestCommandLine(t *testing.T) {
 			}
 			if !strings.Contains(said, test.want) {
 				t.Errorf("does not say %q:\n%s", test.want, said)
+			}
+			if strings.Contains(said+silent, "secret") {
+				t.Errorf("a password is printed:\n%s%s", said, silent)
 			}
 			if silent != "" {
 				t.Errorf("and this on the other channel:\n%s", silent)

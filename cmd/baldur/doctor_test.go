@@ -1,0 +1,77 @@
+//go:build unix
+
+package main
+
+import (
+	"database/sql"
+	"encoding/json"
+	"strings"
+	"testing"
+
+	"github.com/baldur-go/baldur/internal/pgtest"
+)
+
+// TestDoctor: what is found, at each kind of server, and that the password is
+// nowhere.
+func TestDoctor(t *testing.T) {
+	server := pgtest.Server(t)
+	t.Setenv(pgtest.EnvDSN, server.SocketDSN("postgres"))
+	mended := pgtest.Server(t, "idle_in_transaction_session_timeout=60000")
+	for _, test := range []struct {
+		name, dsn, poolSize string
+		status              int
+		want                []string
+	}{
+		{"plain", server.DSN("postgres"), "0", 1, []string{
+			"ok    server version: PostgreSQL " + server.Version(), "ok    connection pooler: none seen", "MEND  connections: max_connections 100", "the pool is unlimited",
+			"MEND  idle_in_transaction_session_timeout: 0 (off)", "ok    TLS: off, within this machine", `ok    rights: role "postgres" sees all`}},
+		{"mended", mended.SocketDSN("postgres"), "20", 0, []string{
+			"ok    connections", "the pool takes up to 20", "ok    idle_in_transaction_session_timeout: 1min", "off, over a Unix socket"}},
+		{"pool too large", mended.SocketDSN("postgres"), "98", 1, []string{"MEND  connections", "More than the 97 that max_connections leaves"}},
+		{"session", pgtest.Bouncer(t, "session"), "20", 1, []string{"ok    connection pooler: PgBouncer or the like, in session mode"}},
+		{"transaction", pgtest.Bouncer(t, "transaction"), "20", 1, []string{"MEND  connection pooler: PgBouncer or the like, in transaction mode", "WithTxAdvisoryLock"}},
+		{"statement", pgtest.Bouncer(t, "statement"), "20", 1, []string{"MEND  connection pooler: PgBouncer or the like, in statement mode"}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			p := start(t, nil, "doctor", "--pool-size", test.poolSize, test.dsn)
+			text := p.ends(test.status)
+			for _, want := range test.want {
+				if !strings.Contains(text, want) {
+					t.Errorf("does not say %q:\n%s", want, text)
+				}
+			}
+			if n := strings.Count(text, "\n"); n != 2+2*6 {
+				t.Errorf("%d lines:\n%s", n, text)
+			}
+			said := p.errors()
+			if said != "" {
+				t.Errorf("and on stderr: %s", said)
+			}
+			p = start(t, []string{envDSN + "=" + test.dsn}, "doctor", "--json", "--pool-size="+test.poolSize)
+			var d diagnosis
+			output := p.ends(test.status)
+			if err := json.Unmarshal([]byte(output), &d); err != nil || d.OK != (test.status == 0) || len(d.Checks) != 6 {
+				t.Errorf("JSON: %v, %+v", err, d)
+			}
+			_, secret, _ := strings.Cut(test.dsn, "://postgres:")
+			if secret, _, ok := strings.Cut(secret, "@"); ok && strings.Contains(text+output, secret) {
+				t.Error("the password is printed")
+			}
+		})
+	}
+	t.Run("without rights", func(t *testing.T) {
+		dsn := mended.SocketDSN("postgres")
+		db, err := sql.Open("postgres", dsn)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer db.Close()
+		if _, err := db.Exec("CREATE ROLE poor LOGIN"); err != nil {
+			t.Fatal(err)
+		}
+		text := start(t, nil, "doctor", "--pool-size", "9", strings.Replace(dsn, "user=postgres", "user=poor", 1)).ends(1)
+		if !strings.Contains(text, `MEND  rights: role "poor" sees only its own sessions`) || !strings.Contains(text, `GRANT pg_read_all_stats TO "poor"`) {
+			t.Error(text)
+		}
+	})
+}

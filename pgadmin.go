@@ -1,0 +1,324 @@
+package baldur
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/lib/pq"
+)
+
+// PGAdminProvider is what a health check, a stress test or a job that must not
+// run twice asks of PostgreSQL: [PGAdmin] where there is one, [NoopPGAdmin]
+// where there is none.
+type PGAdminProvider interface {
+	IsAvailable() bool
+	Ping(ctx context.Context) error
+	ConnectionStats(ctx context.Context) (ConnectionStats, error)
+	ActiveConnectionCount(ctx context.Context) (int, error)
+
+	Sleep(ctx context.Context, d time.Duration) error
+	ExecuteSlowQuery(ctx context.Context, d time.Duration) error
+	BackendPIDWithDelay(ctx context.Context, delay time.Duration) (int, error)
+	ExecuteAggregateQuery(ctx context.Context, table string) (Aggregate, error)
+	ExecuteNonexistentTableQuery(ctx context.Context) error
+	ExecuteTimeoutQuery(ctx context.Context, timeout, sleep time.Duration) error
+
+	AcquireAdvisoryLock(ctx context.Context, id int64, wait bool) (bool, error)
+	AcquireAdvisoryLockShared(ctx context.Context, id int64, wait bool) (bool, error)
+	TryAdvisoryLock(ctx context.Context, id int64) (bool, error)
+	ReleaseAdvisoryLock(ctx context.Context, id int64) (bool, error)
+	ReleaseAdvisoryLockShared(ctx context.Context, id int64) (bool, error)
+	WithAdvisoryLock(ctx context.Context, id int64, opts LockOptions, f func(ctx context.Context, s *Session, acquired bool) error) error
+	WithTxAdvisoryLock(ctx context.Context, id int64, opts LockOptions, f func(ctx context.Context, tx *sql.Tx, acquired bool) error) error
+	WithTimeouts(ctx context.Context, lock, statement time.Duration, f func(ctx context.Context, s *Session) error) error
+	Session(ctx context.Context) (*Session, error)
+	CreateCursor(ctx context.Context) (*Cursor, error)
+
+	LockHolders(ctx context.Context, id int64) ([]LockHolder, error)
+	BlockingTree(ctx context.Context) ([]*BlockingNode, error)
+	Terminate(ctx context.Context, pid int) (bool, error)
+	Cancel(ctx context.Context, pid int) (bool, error)
+
+	Close() error
+}
+
+// ErrPGAdminClosed is returned by calls of a closed [PGAdmin] that would keep a
+// connection.
+var ErrPGAdminClosed = errors.New("baldur: the PGAdmin is closed")
+
+// PGAdmin does PostgreSQL administration on a pool. It works on any *sql.DB of a
+// PostgreSQL; on one of baldur's the connections that it keeps have names in the
+// reports, as "advisory lock 42", and are not accused.
+//
+// A call takes one connection of the pool and makes one round trip, and gives
+// the connection back, unless its comment says otherwise. Errors are the
+// driver's own or wrap them, so that errors.As finds a *pq.Error.
+//
+// Its methods may be called from any goroutine.
+//
+// The statements are sent without parameters: the numbers in them are written by
+// strconv, everything else is quoted. lib/pq needs two round trips for a
+// parameter, and in between PgBouncer in transaction mode may change the server.
+type PGAdmin struct {
+	db     *sql.DB
+	pooler pooler
+	gates  gates
+
+	// The lock_timeout that the pool's connections were last seen with, in ns.
+	lockTimeout atomic.Int64
+
+	life context.Context // until Close
+	end  context.CancelFunc
+
+	mu       sync.Mutex // guards the fields below
+	closed   bool
+	sessions map[*Session]bool   // of Session, CreateCursor
+	holds    map[lockKey][]*hold // of AcquireAdvisoryLock and its like
+}
+
+var _ PGAdminProvider = (*PGAdmin)(nil)
+
+// A PGAdminOption sets one thing about a PGAdmin.
+type PGAdminOption func(*PGAdmin)
+
+// WithPooler says what stands between the pool and PostgreSQL, which is
+// otherwise found out before the first call that needs to know: see
+// [PGAdmin.PoolerMode].
+func WithPooler(m PoolerMode) PGAdminOption {
+	return func(p *PGAdmin) { p.pooler.mode = m }
+}
+
+// NewPGAdmin returns a PGAdmin on db, which stays the caller's. It connects to
+// nothing. Close it to give back what it keeps.
+func NewPGAdmin(db *sql.DB, opts ...PGAdminOption) *PGAdmin {
+	p := &PGAdmin{db: db, sessions: map[*Session]bool{}, holds: map[lockKey][]*hold{}}
+	p.life, p.end = context.WithCancel(context.Background())
+	p.pooler.sem = make(chan struct{}, 1)
+	for _, o := range opts {
+		o(p)
+	}
+	return p
+}
+
+// IsAvailable tells whether there is a pool to work on. It does not ask the
+// server: Ping does.
+func (p *PGAdmin) IsAvailable() bool { return p.db != nil }
+
+// Close releases the advisory locks of AcquireAdvisoryLock and its like, and
+// closes the Sessions and Cursors that are open. Calls of WithAdvisoryLock and
+// WithTimeouts that are under way give back what they have when they return;
+// those that wait for a lock end with [ErrPGAdminClosed]. The pool stays open.
+func (p *PGAdmin) Close() error {
+	p.mu.Lock()
+	p.closed = true
+	holds, sessions := p.holds, p.sessions
+	p.holds, p.sessions = map[lockKey][]*hold{}, map[*Session]bool{}
+	p.mu.Unlock()
+	p.end()
+	p.gates.close()
+	var errs []error
+	for _, hs := range holds {
+		for _, h := range hs {
+			errs = append(errs, h.end())
+		}
+	}
+	for s := range sessions {
+		errs = append(errs, s.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// check tells whether a connection may be kept.
+func (p *PGAdmin) check() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case p.db == nil:
+		return errNoPostgres
+	case p.closed:
+		return ErrPGAdminClosed
+	}
+	return nil
+}
+
+// row asks for one row on any connection of the pool.
+func (p *PGAdmin) row(ctx context.Context, query string, dest ...any) error {
+	if p.db == nil {
+		return errNoPostgres
+	}
+	return p.db.QueryRowContext(ctx, query).Scan(dest...)
+}
+
+// Ping asks the server for a row (SELECT 1), which sql.DB.Ping leaves to the driver.
+func (p *PGAdmin) Ping(ctx context.Context) error {
+	return p.row(ctx, "SELECT 1", new(int))
+}
+
+// ConnectionStats are the server's connections to the current database.
+type ConnectionStats struct {
+	TotalConnections  int `json:"total_connections"`
+	Active            int `json:"active"`
+	Idle              int `json:"idle"`
+	IdleInTransaction int `json:"idle_in_transaction"` // those in a failed one included
+	Hidden            int `json:"hidden"`              // whose state the role may not see: grant pg_read_all_stats
+}
+
+// ConnectionStats counts the clients of the current database by their state, of
+// this program and of others (the manual's 28.2.3, pg_stat_activity). The one
+// that asks is active.
+func (p *PGAdmin) ConnectionStats(ctx context.Context) (ConnectionStats, error) {
+	var s ConnectionStats
+	err := p.row(ctx, `SELECT count(*), count(*) FILTER (WHERE state IN ('active', 'fastpath function call')),`+
+		` count(*) FILTER (WHERE state = 'idle'), count(*) FILTER (WHERE state IN ('idle in transaction', 'idle in transaction (aborted)')),`+
+		` count(*) FILTER (WHERE state IS NULL)`+
+		` FROM pg_catalog.pg_stat_activity WHERE datname = current_database() AND coalesce(backend_type, 'client backend') = 'client backend'`,
+		&s.TotalConnections, &s.Active, &s.Idle, &s.IdleInTransaction, &s.Hidden)
+	if err != nil {
+		return ConnectionStats{}, err
+	}
+	return s, nil
+}
+
+// ActiveConnectionCount is the Active of ConnectionStats.
+func (p *PGAdmin) ActiveConnectionCount(ctx context.Context) (int, error) {
+	s, err := p.ConnectionStats(ctx)
+	return s.Active, err
+}
+
+// maxSleep bounds what a slip of a unit can do to a server.
+const maxSleep = time.Hour
+
+// seconds checks a duration of sleep and writes it for pg_sleep.
+func seconds(what string, d time.Duration) (string, error) {
+	if d < 0 || d > maxSleep {
+		return "", fmt.Errorf("baldur: %s is %v; it must be from 0 to %v", what, d, maxSleep)
+	}
+	return strconv.FormatFloat(d.Seconds(), 'f', -1, 64), nil
+}
+
+// Sleep has the server sleep for d, from 0 to 1 h (the manual's 9.9.5, pg_sleep).
+func (p *PGAdmin) Sleep(ctx context.Context, d time.Duration) error {
+	s, err := seconds("Sleep: the duration", d)
+	if err != nil {
+		return err
+	}
+	return p.row(ctx, "SELECT pg_sleep("+s+")::text", new(string))
+}
+
+// ExecuteSlowQuery runs a query that takes d at least, from 0 to 1 h.
+func (p *PGAdmin) ExecuteSlowQuery(ctx context.Context, d time.Duration) error {
+	s, err := seconds("ExecuteSlowQuery: the duration", d)
+	if err != nil {
+		return err
+	}
+	return p.row(ctx, "SELECT count(*) FROM generate_series(1, 1000), pg_sleep("+s+")", new(int))
+}
+
+// BackendPIDWithDelay returns the process id of the backend that has slept for
+// delay, from 0 to 1 h: it is one statement.
+func (p *PGAdmin) BackendPIDWithDelay(ctx context.Context, delay time.Duration) (int, error) {
+	s, err := seconds("BackendPIDWithDelay: the delay", delay)
+	if err != nil {
+		return 0, err
+	}
+	var pid int
+	err = p.row(ctx, "SELECT pg_backend_pid() FROM pg_sleep("+s+")", &pid)
+	return pid, err
+}
+
+// Aggregate sums up a table's column price. Without rows, or where all prices
+// are NULL, the prices are 0.
+type Aggregate struct {
+	TotalCount int64   `json:"total_count"`
+	AvgPrice   float64 `json:"avg_price"`
+	MaxPrice   float64 `json:"max_price"`
+	MinPrice   float64 `json:"min_price"`
+}
+
+// ExecuteAggregateQuery sums up the column price of a table.
+//
+// table is the table's name as it is, with capitals and spaces: "orders",
+// "shop.Orders". It is quoted, part by part. A part that contains a dot or a
+// double quote is given as SQL has it: `shop."odd.name"`. A name that is empty,
+// has more than two parts, a part of more than 63 bytes (which PostgreSQL would
+// silently cut), a zero byte or invalid UTF-8 is an error.
+func (p *PGAdmin) ExecuteAggregateQuery(ctx context.Context, table string) (Aggregate, error) {
+	t, err := quoteTable(table)
+	if err != nil {
+		return Aggregate{}, err
+	}
+	var a Aggregate
+	err = p.row(ctx, "SELECT count(*), coalesce(avg(price), 0)::float8, coalesce(max(price), 0)::float8, coalesce(min(price), 0)::float8 FROM "+t,
+		&a.TotalCount, &a.AvgPrice, &a.MaxPrice, &a.MinPrice)
+	if err != nil {
+		return Aggregate{}, err
+	}
+	return a, nil
+}
+
+const nonexistentTable = "baldur_nonexistent_table"
+
+// ExecuteNonexistentTableQuery returns the error of a query on a table that does
+// not exist: SQLSTATE 42P01, undefined_table.
+func (p *PGAdmin) ExecuteNonexistentTableQuery(ctx context.Context) error {
+	err := p.row(ctx, "SELECT 1 FROM "+nonexistentTable, new(int))
+	if err == nil || errors.Is(err, sql.ErrNoRows) {
+		return errors.New("baldur: ExecuteNonexistentTableQuery: there is a table " + nonexistentTable)
+	}
+	return err
+}
+
+// ExecuteTimeoutQuery sleeps for sleep, from 0 to 1 h, under a statement_timeout
+// of timeout, from above 0 to 24.8 days, and returns the error if that is over
+// first: SQLSTATE 57014, query_canceled. It is a transaction of four round
+// trips; the timeout ends with it.
+func (p *PGAdmin) ExecuteTimeoutQuery(ctx context.Context, timeout, sleep time.Duration) error {
+	s, err := seconds("ExecuteTimeoutQuery: sleep", sleep)
+	if err != nil {
+		return err
+	}
+	if timeout == 0 {
+		return errors.New("baldur: ExecuteTimeoutQuery: timeout is 0, which PostgreSQL takes for none; it must be above 0")
+	}
+	t, err := milliseconds("ExecuteTimeoutQuery: timeout", timeout)
+	if err != nil {
+		return err
+	}
+	if p.db == nil {
+		return errNoPostgres
+	}
+	tx, err := p.db.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = tx.Rollback() }()
+	if err := tx.QueryRowContext(ctx, "SELECT set_config('statement_timeout', '"+t+"', true)").Scan(new(string)); err != nil {
+		return err
+	}
+	return tx.QueryRowContext(ctx, "SELECT pg_sleep("+s+")::text").Scan(new(string))
+}
+
+// hasState tells whether err is the server's, with one of the SQLSTATEs.
+func hasState(err error, states ...string) bool {
+	state := ""
+	var e *pq.Error
+	var other interface{ SQLState() string } // pgx's
+	switch {
+	case errors.As(err, &e):
+		state = string(e.Code)
+	case errors.As(err, &other):
+		state = other.SQLState()
+	}
+	for _, s := range states {
+		if state == s {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,238 @@
+package baldur
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Backend is a session of the server's (the manual's 28.2.3, pg_stat_activity).
+// What the role may not see of others' is empty: grant pg_read_all_stats.
+type Backend struct {
+	PID             int       `json:"pid"`
+	ApplicationName string    `json:"application_name"`
+	User            string    `json:"user"`
+	ClientAddr      string    `json:"client_addr"` // "" over a Unix socket
+	State           string    `json:"state"`
+	WaitEvent       string    `json:"wait_event"` // "Lock: advisory"
+	Query           string    `json:"query"`      // the last one, perhaps ended
+	BackendStart    time.Time `json:"backend_start"`
+	XactStart       time.Time `json:"xact_start"` // zero outside of a transaction
+	QueryStart      time.Time `json:"query_start"`
+}
+
+// backendColumns are a Backend's columns of pg_stat_activity a.
+const backendColumns = `coalesce(a.pid, 0), coalesce(a.application_name, ''), coalesce(a.usename::text, ''), coalesce(host(a.client_addr), ''),` +
+	` coalesce(a.state, ''), coalesce(a.wait_event_type || ': ' || a.wait_event, ''), coalesce(a.query, ''), a.backend_start, a.xact_start, a.query_start`
+
+// scan returns where to scan the columns, and what sets the times after that.
+func (b *Backend) scan() (dest []any, set func()) {
+	times := make([]sql.NullTime, 3)
+	return []any{&b.PID, &b.ApplicationName, &b.User, &b.ClientAddr, &b.State, &b.WaitEvent, &b.Query, &times[0], &times[1], &times[2]},
+		func() { b.BackendStart, b.XactStart, b.QueryStart = times[0].Time, times[1].Time, times[2].Time }
+}
+
+// LockHolder is a session that has an advisory lock.
+type LockHolder struct {
+	Backend
+	Shared bool `json:"shared"`
+
+	// Since is when it was taken, if a hold of this PGAdmin's has it (SinceExact).
+	// Else PostgreSQL does not tell, and it is the start of the transaction, if
+	// there is one, or else of the session: not before that.
+	Since      time.Time `json:"since"`
+	SinceExact bool      `json:"since_exact"`
+}
+
+// LockHolders returns the sessions that have the lock id in the current database,
+// in the order of their process ids; one alone, or several that share it. Locks
+// of two int4 keys are others (the manual's 54.12, pg_locks).
+func (p *PGAdmin) LockHolders(ctx context.Context, id int64) (holders []LockHolder, err error) {
+	// The key is split as PostgreSQL does it; oid is an unsigned int4.
+	err = p.rows(ctx, fmt.Sprintf(`SELECT l.mode = 'ShareLock', %s, l.pid FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid`+
+		` WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1 AND l.classid = '%d'::oid AND l.objid = '%d'::oid`+
+		` AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()) ORDER BY l.pid, l.mode`,
+		backendColumns, uint64(id)>>32, uint64(id)&0xffffffff),
+		func(rows *sql.Rows) error {
+			var h LockHolder
+			var pid sql.NullInt64
+			dest, set := h.scan()
+			if err := rows.Scan(append(append([]any{&h.Shared}, dest...), &pid)...); err != nil {
+				return err
+			}
+			set()
+			h.PID = int(pid.Int64)
+			if h.Since = h.XactStart; h.Since.IsZero() {
+				h.Since = h.BackendStart
+			}
+			holders = append(holders, h)
+			return nil
+		})
+	if err != nil {
+		return nil, err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i := range holders {
+		for _, own := range p.holds[lockKey{id, holders[i].Shared}] {
+			own.s.mu.Lock()
+			if h := own.s.held[own.key]; h != nil && own.s.BackendPID() == holders[i].PID {
+				holders[i].Since, holders[i].SinceExact = h.since, true
+			}
+			own.s.mu.Unlock()
+		}
+	}
+	return holders, nil
+}
+
+// BlockingNode is a session that blocks others or is blocked.
+type BlockingNode struct {
+	Backend
+	BlockedBy []int           `json:"blocked_by"` // process ids; also of sessions that wait before it in a queue
+	Blocks    []*BlockingNode `json:"blocks"`     // who waits for it
+}
+
+// String is the tree in lines, indented.
+func (n *BlockingNode) String() string {
+	var b strings.Builder
+	n.write(&b, 0)
+	return b.String()
+}
+
+func (n *BlockingNode) write(b *strings.Builder, depth int) {
+	query := strings.Join(strings.Fields(n.Query), " ")
+	if r := []rune(query); len(r) > 80 {
+		query = string(r[:79]) + "…"
+	}
+	fmt.Fprintf(b, "%s%d %s %s: %s\n", strings.Repeat("    ", depth), n.PID, n.ApplicationName, n.State, query)
+	for _, c := range n.Blocks {
+		c.write(b, depth+1)
+	}
+}
+
+// BlockingTree returns who blocks whom, of all databases (the manual's 9.26.1,
+// pg_blocking_pids): the sessions that block others and wait for nobody, with
+// those that wait for them below. A session that waits for several is below one of
+// them; BlockedBy has all. Of sessions that wait for each other in a circle the
+// one with the lowest process id is on top. Process id 0 is a prepared
+// transaction. The server is asked once, and locks its lock table for a moment.
+func (p *PGAdmin) BlockingTree(ctx context.Context) ([]*BlockingNode, error) {
+	var nodes []*BlockingNode
+	err := p.rows(ctx, `WITH waiting AS MATERIALIZED (SELECT pid, pg_blocking_pids(pid) AS by FROM (SELECT DISTINCT pid FROM pg_catalog.pg_locks WHERE NOT granted) l),`+
+		` involved AS (SELECT pid FROM waiting UNION SELECT unnest(by) FROM waiting)`+
+		` SELECT i.pid, coalesce(array_to_string(w.by, ','), ''), `+backendColumns+
+		` FROM involved i LEFT JOIN waiting w ON w.pid = i.pid LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = i.pid ORDER BY i.pid`,
+		func(rows *sql.Rows) error {
+			n := new(BlockingNode)
+			var pid int
+			var by string
+			dest, set := n.scan()
+			if err := rows.Scan(append([]any{&pid, &by}, dest...)...); err != nil {
+				return err
+			}
+			set()
+			n.PID = pid
+			if pid == 0 {
+				n.State = "prepared transaction"
+			}
+			if by != "" {
+				for _, s := range strings.Split(by, ",") {
+					blocker, err := strconv.Atoi(s)
+					if err != nil {
+						return err
+					}
+					if !slices.Contains(n.BlockedBy, blocker) { // parallel workers count for their leader
+						n.BlockedBy = append(n.BlockedBy, blocker)
+					}
+				}
+			}
+			nodes = append(nodes, n)
+			return nil
+		})
+	if err != nil {
+		return nil, err
+	}
+	return blockingTree(nodes), nil
+}
+
+// blockingTree builds the tree from nodes in the order of their process ids.
+// Each has one place: as a queue blocks its later members by its earlier ones,
+// all places would be too many.
+func blockingTree(nodes []*BlockingNode) []*BlockingNode {
+	waiters := map[int][]*BlockingNode{}
+	for _, n := range nodes {
+		for _, by := range n.BlockedBy {
+			waiters[by] = append(waiters[by], n)
+		}
+	}
+	var roots []*BlockingNode
+	placed := map[*BlockingNode]bool{}
+	place := func(root *BlockingNode) {
+		roots = append(roots, root)
+		placed[root] = true
+		for queue := []*BlockingNode{root}; len(queue) > 0; queue = queue[1:] {
+			for _, w := range waiters[queue[0].PID] {
+				if !placed[w] {
+					placed[w] = true
+					queue[0].Blocks = append(queue[0].Blocks, w)
+					queue = append(queue, w)
+				}
+			}
+		}
+	}
+	for _, n := range nodes {
+		if len(n.BlockedBy) == 0 && len(waiters[n.PID]) > 0 {
+			place(n)
+		}
+	}
+	for _, n := range nodes { // circles, and what has ended meanwhile
+		if !placed[n] && len(n.BlockedBy) > 0 {
+			place(n)
+		}
+	}
+	return roots
+}
+
+// Terminate ends a backend (the manual's 9.28.2, pg_terminate_backend), and
+// returns false if there is none of that process id. It needs the same role, or
+// pg_signal_backend.
+func (p *PGAdmin) Terminate(ctx context.Context, pid int) (bool, error) {
+	return p.signal(ctx, "pg_terminate_backend", pid)
+}
+
+// Cancel cancels what a backend is doing (the manual's 9.28.2, pg_cancel_backend),
+// and returns false if there is none of that process id. It needs the same role,
+// or pg_signal_backend.
+func (p *PGAdmin) Cancel(ctx context.Context, pid int) (bool, error) {
+	return p.signal(ctx, "pg_cancel_backend", pid)
+}
+
+func (p *PGAdmin) signal(ctx context.Context, function string, pid int) (ok bool, err error) {
+	if pid <= 0 || pid > 1<<31-1 {
+		return false, fmt.Errorf("baldur: process id %d is not that of a backend", pid)
+	}
+	err = p.row(ctx, "SELECT "+function+"("+strconv.Itoa(pid)+")", &ok)
+	return ok, err
+}
+
+// rows asks for rows on any connection of the pool.
+func (p *PGAdmin) rows(ctx context.Context, query string, each func(*sql.Rows) error) error {
+	if p.db == nil {
+		return errNoPostgres
+	}
+	rows, err := p.db.QueryContext(ctx, query)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		if err := each(rows); err != nil {
+			return err
+		}
+	}
+	return rows.Err()
+}

@@ -1,0 +1,95 @@
+package baldur
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestBlockingTreeShapes: a queue is no explosion, and a circle is no endless loop.
+func TestBlockingTreeShapes(t *testing.T) {
+	node := func(pid int, by ...int) *BlockingNode {
+		return &BlockingNode{Backend: Backend{PID: pid}, BlockedBy: by}
+	}
+	var shape func([]*BlockingNode) string
+	shape = func(nodes []*BlockingNode) string {
+		var parts []string
+		for _, n := range nodes {
+			s := fmt.Sprint(n.PID)
+			if len(n.Blocks) > 0 {
+				s += "(" + shape(n.Blocks) + ")"
+			}
+			parts = append(parts, s)
+		}
+		return strings.Join(parts, " ")
+	}
+	queue := []*BlockingNode{node(1)}
+	for i := 2; i <= 60; i++ {
+		n := node(i)
+		for j := 1; j < i; j++ {
+			n.BlockedBy = append(n.BlockedBy, j)
+		}
+		queue = append(queue, n)
+	}
+	if tree := blockingTree(queue); len(tree) != 1 || len(tree[0].Blocks) != 59 {
+		t.Error(shape(tree))
+	}
+	for _, c := range []struct {
+		nodes []*BlockingNode
+		want  string
+	}{
+		{[]*BlockingNode{node(1, 2), node(2, 1)}, "1(2)"},
+		{[]*BlockingNode{node(1, 2), node(2, 1), node(3, 2)}, "1(2(3))"},
+		{[]*BlockingNode{node(0), node(5, 0)}, "0(5)"},
+		{[]*BlockingNode{node(1, 9)}, "1"},
+		{[]*BlockingNode{node(1), node(2), node(3, 1, 2), node(4, 3)}, "1(3(4)) 2"},
+	} {
+		if got := shape(blockingTree(c.nodes)); got != c.want {
+			t.Errorf("%s, want %s", got, c.want)
+		}
+	}
+}
+
+func TestParseTimeout(t *testing.T) {
+	for s, want := range map[string]time.Duration{"0": 0, "1ms": time.Millisecond, "5s": 5 * time.Second, "2min": 2 * time.Minute, "3h": 3 * time.Hour, "1d": 24 * time.Hour, "": 0, "x": 0} {
+		if got := parseTimeout(s); got != want {
+			t.Errorf("%q is %v, want %v", s, got, want)
+		}
+	}
+}
+
+var quotedTable = regexp.MustCompile(`^"((?:[^"\x00]|"")+)"(?:\."((?:[^"\x00]|"")+)")?$`)
+
+// FuzzQuoteTable: whatever the name, what comes out is one or two quoted
+// identifiers and nothing else, and says what went in.
+func FuzzQuoteTable(f *testing.F) {
+	for _, s := range []string{"", "a", "a.b", `"a"."b"`, "x; drop table y", `x"; drop table y; --`, "a..b", `"`, `""`, `"""`, `""""`, `"a""b".c`, "a\x00b", "a\xff", "таблица", strings.Repeat("x", 200), `"a.b"`, `"a" .b`, "a\n.b"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, name string) {
+		got, err := quoteTable(name)
+		if err != nil {
+			if got != "" {
+				t.Errorf("%q: %q and %v", name, got, err)
+			}
+			return
+		}
+		m := quotedTable.FindStringSubmatch(got)
+		if m == nil {
+			t.Fatalf("%q became %q", name, got)
+		}
+		for _, part := range m[1:] {
+			if len(strings.ReplaceAll(part, `""`, `"`)) > maxIdentifier {
+				t.Errorf("%q: too long: %q", name, got)
+			}
+		}
+		if again, err := quoteTable(got); err != nil || again != got {
+			t.Errorf("%q became %q, and that %q, %v", name, got, again, err)
+		}
+		if !strings.Contains(name, `"`) && strings.NewReplacer(`"`, "").Replace(got) != name {
+			t.Errorf("%q became %q", name, got)
+		}
+	})
+}

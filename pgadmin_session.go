@@ -1,0 +1,401 @@
+package baldur
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/lib/pq"
+)
+
+const (
+	// maxAttempts is how many times anew a call is made that has found its
+	// connection dead: after a restart of the server all of a pool's are.
+	maxAttempts = 100
+
+	// cleanupTimeout bounds a release and a clean-up, which heed no ctx.
+	cleanupTimeout = 5 * time.Second
+)
+
+// Session is one session of the server's, on a connection pinned for it. It
+// keeps what PostgreSQL keeps for a session: advisory locks and settings. Close
+// gives all back, and the connection with it; where that cannot be confirmed
+// (the connection is dead, or in a transaction begun by text) the connection is
+// discarded, and its session ends. So no lock and no changed timeout ever travels
+// back into the pool. What the program's own SQL sets, as a search_path, does.
+//
+// One goroutine at a time uses a Session, except for Close.
+type Session struct {
+	admin  *PGAdmin // nil: the one of NoopPGAdmin, which does nothing
+	name   string   // its label, where it is expected to be held for long
+	life   context.Context
+	end    context.CancelFunc // of life: ends the calls that are in flight
+	pid    atomic.Int64       // of the backend; 0: not known yet
+	pooled bool               // its backend changes, and keeps nothing of it: a Cursor's
+
+	mu       sync.Mutex // guards the fields below
+	conn     *sql.Conn  // nil: not needed yet
+	closed   bool
+	tx       *sql.Tx         // the last one begun
+	txCtx    context.Context // its
+	endCall  func()          // ends the ctx of the last Query or QueryRow
+	held     map[lockKey]*held
+	previous map[string]string // settings that were changed, as they were before
+	unclean  bool              // SQL of the program's has run, or something went wrong: there may be locks
+	doubt    bool              // what is left is not known: to be discarded
+}
+
+// held is a lock that a Session has.
+type held struct {
+	count int // as PostgreSQL counts it
+	since time.Time
+}
+
+// Session pins a connection. It needs a session of the server's for itself: where
+// a pooler in transaction or statement mode stands before it, the error is a
+// [PoolerError]. One round trip, and those of [PGAdmin.PoolerMode] the first time.
+//
+// ctx is for getting it; the Session outlives it, until Close or the PGAdmin's.
+func (p *PGAdmin) Session(ctx context.Context) (*Session, error) {
+	return p.openSession(ctx, "", p.mayKeep)
+}
+
+// openSession pins a connection, and registers it to be closed with p.
+func (p *PGAdmin) openSession(ctx context.Context, name string, may func(context.Context, *sql.Conn) error) (*Session, error) {
+	s, err := p.start(ctx, may, "SELECT pg_backend_pid()")
+	if err != nil {
+		return nil, err
+	}
+	p.mu.Lock()
+	closed := p.closed
+	if !closed {
+		p.sessions[s] = true
+	}
+	p.mu.Unlock()
+	if closed {
+		return nil, errors.Join(ErrPGAdminClosed, s.Close())
+	}
+	s.name = name
+	s.relabel()
+	return s, nil
+}
+
+func (p *PGAdmin) newSession() *Session {
+	s := &Session{admin: p, held: map[lockKey]*held{}, previous: map[string]string{}}
+	s.life, s.end = context.WithCancel(context.Background())
+	return s
+}
+
+// start pins a connection and asks it a first thing, for one row whose first
+// column is the backend's process id. A connection that has died in the pool is
+// replaced.
+func (p *PGAdmin) start(ctx context.Context, may func(context.Context, *sql.Conn) error, query string, dest ...any) (*Session, error) {
+	for attempt := 1; ; attempt++ {
+		s := p.newSession()
+		err := s.pin(ctx, may)
+		if err == nil {
+			err = s.row(ctx, query, dest...)
+		}
+		if err == nil {
+			return s, nil
+		}
+		s.giveUp()
+		if !p.again(ctx, attempt, err) {
+			return nil, err
+		}
+	}
+}
+
+// again tells whether to try another connection: the one of this attempt had died
+// in the pool, and no more had than the pool can have had.
+func (p *PGAdmin) again(ctx context.Context, attempt int, err error) bool {
+	return isBadConn(err) && ctx.Err() == nil && attempt < min(maxAttempts, 3+p.db.Stats().Idle)
+}
+
+// pin takes the connection, where that has not been done.
+func (s *Session) pin(ctx context.Context, may func(context.Context, *sql.Conn) error) error {
+	s.mu.Lock()
+	closed, conn := s.closed, s.conn
+	s.mu.Unlock()
+	switch {
+	case s.admin == nil:
+		return errNoPostgres
+	case closed:
+		return sql.ErrConnDone
+	case conn != nil:
+		return nil
+	}
+	if err := s.admin.check(); err != nil {
+		return err
+	}
+	conn, err := s.admin.db.Conn(ctx)
+	if err != nil {
+		return err
+	}
+	if err := may(ctx, conn); err != nil {
+		_ = conn.Close()
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		_ = conn.Close()
+		return sql.ErrConnDone
+	}
+	s.conn = conn
+	return nil
+}
+
+// row asks for one row whose first column is the backend's process id, which
+// must not change. It ends with ctx and with the session.
+func (s *Session) row(caller context.Context, query string, dest ...any) error {
+	ctx, cancel := context.WithCancel(caller)
+	defer cancel()
+	defer context.AfterFunc(s.life, cancel)()
+	return ended(caller, s.rowUnended(ctx, query, dest...))
+}
+
+// ended adds ctx's error where the driver's does not tell that it was ctx: pq
+// gives the server's, of the query that it has cancelled.
+func ended(ctx context.Context, err error) error {
+	if e := ctx.Err(); e != nil && err != nil && !errors.Is(err, e) {
+		return fmt.Errorf("baldur: %w: %w", e, err)
+	}
+	return err
+}
+
+func (s *Session) rowUnended(ctx context.Context, query string, dest ...any) error {
+	s.mu.Lock()
+	conn := s.conn
+	s.mu.Unlock()
+	var pid int64
+	if err := conn.QueryRowContext(ctx, query).Scan(append([]any{&pid}, dest...)...); err != nil {
+		return err
+	}
+	if was := s.pid.Swap(pid); was != 0 && was != pid && !s.pooled {
+		s.mark(func() { s.doubt = true })
+		return fmt.Errorf("baldur: %w", errMoved)
+	}
+	return nil
+}
+
+func (s *Session) mark(f func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f()
+}
+
+// BackendPID is the process id of the server's backend; 0 for a session that has
+// not asked it anything yet.
+func (s *Session) BackendPID() int { return int(s.pid.Load()) }
+
+// use prepares a call of the program's own SQL. Such a call ends with the
+// Session, and what an earlier one has left open (rows, but not a transaction)
+// ends with the next.
+func (s *Session) use(ctx context.Context) (conn *sql.Conn, _ context.Context, end func(), err error) {
+	if s.admin == nil {
+		return nil, nil, nil, errNoPostgres
+	}
+	if err := s.pin(ctx, s.admin.mayKeep); err != nil {
+		return nil, nil, nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.endCall != nil {
+		s.endCall()
+		s.endCall = nil
+	}
+	s.unclean = !s.pooled
+	ctx, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(s.life, cancel)
+	return s.conn, ctx, func() { stop(); cancel() }, nil
+}
+
+// ExecContext is sql.Conn's.
+func (s *Session) ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error) {
+	conn, ctx, end, err := s.use(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	return conn.ExecContext(ctx, query, args...)
+}
+
+// QueryContext is sql.Conn's. The rows end with the next call at the latest.
+func (s *Session) QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
+	conn, ctx, end, err := s.use(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s.mark(func() { s.endCall = end })
+	return conn.QueryContext(ctx, query, args...)
+}
+
+// QueryRowContext is sql.Conn's. The row ends with the next call at the latest.
+func (s *Session) QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row {
+	conn, ctx, end, err := s.use(ctx)
+	if err != nil {
+		return failedRow(err)
+	}
+	s.mark(func() { s.endCall = end })
+	return conn.QueryRowContext(ctx, query, args...)
+}
+
+// BeginTx is sql.Conn's. Close rolls back what is left open.
+func (s *Session) BeginTx(ctx context.Context, opts *sql.TxOptions) (*sql.Tx, error) {
+	conn, ctx, _, err := s.use(ctx) // its ctx ends with the Session
+	if err != nil {
+		return nil, err
+	}
+	tx, err := conn.BeginTx(ctx, opts)
+	if err == nil {
+		s.mark(func() { s.tx, s.txCtx = tx, ctx })
+	}
+	return tx, err
+}
+
+// Close gives back what the session has, and then its connection. It is not
+// hindered by a ctx, and takes some 5 s at most. It returns a [LockLostError] if
+// the session had advisory locks and the connection had failed: they may have
+// gone before. The second Close does nothing.
+func (s *Session) Close() error {
+	if s.admin == nil {
+		return nil
+	}
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return nil
+	}
+	s.closed = true
+	conn, tx, txCtx := s.conn, s.tx, s.txCtx
+	s.mu.Unlock()
+
+	if tx != nil {
+		// One whose ctx has ended is being rolled back by database/sql, at some
+		// moment: nobody can wait for that.
+		if err := tx.Rollback(); err != nil && (!errors.Is(err, sql.ErrTxDone) || txCtx.Err() != nil) {
+			s.mark(func() { s.doubt = true })
+		}
+	}
+	s.end()
+	s.admin.mu.Lock()
+	delete(s.admin.sessions, s)
+	s.admin.mu.Unlock()
+	if conn == nil {
+		return nil
+	}
+	err := s.cleanUp(conn)
+	if err != nil {
+		_ = conn.Raw(func(any) error { return driver.ErrBadConn }) // discards it
+	}
+	_ = conn.Close()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err == nil || len(s.held) == 0 {
+		return nil
+	}
+	lost := &LockLostError{Err: err}
+	for _, k := range sortedKeys(s.held) {
+		lost.LockIDs = append(lost.LockIDs, k.id)
+	}
+	return lost
+}
+
+// giveUp closes a session whose connection is not to be used again, if it has one.
+func (s *Session) giveUp() {
+	s.mark(func() {
+		s.doubt = true
+		clear(s.held)
+	})
+	_ = s.Close()
+}
+
+var errInDoubt = errors.New("baldur: an earlier call has failed")
+
+// cleanUp takes locks and settings back, in one round trip where there can be
+// any; an error says that something may be left.
+func (s *Session) cleanUp(conn *sql.Conn) error {
+	s.mu.Lock()
+	doubt, unclean := s.doubt, s.unclean || len(s.held) > 0
+	query := "SELECT pg_backend_pid()"
+	if unclean {
+		query += ", pg_advisory_unlock_all()::text"
+	}
+	query += restore(s.previous)
+	unclean = unclean || len(s.previous) > 0
+	s.mu.Unlock()
+	if !unclean && !doubt {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), cleanupTimeout)
+	defer cancel()
+	if doubt {
+		// Discarded in any case; the question tells whether the locks, if there
+		// are any, were held up to now.
+		if err := s.rowUnended(ctx, "SELECT pg_backend_pid()"); err != nil {
+			return err
+		}
+		s.mark(func() { clear(s.held) })
+		return errInDoubt
+	}
+	columns := make([]any, strings.Count(query, "::text"))
+	for i := range columns {
+		columns[i] = new(string)
+	}
+	if err := s.rowUnended(ctx, query, columns...); err != nil {
+		return err
+	}
+	s.mark(func() { clear(s.held) })
+	return conn.Raw(func(dc any) error {
+		if c, ok := dc.(driver.Conn); ok {
+			if status := pqTxStatus(Unwrap(c)); status != 0 && status != 'I' {
+				return driver.ErrBadConn // the end of a transaction would bring the settings back
+			}
+		}
+		return nil
+	})
+}
+
+// restore is the columns that set settings to what they were.
+func restore(previous map[string]string) string {
+	var b strings.Builder
+	for _, name := range slices.Sorted(maps.Keys(previous)) {
+		fmt.Fprintf(&b, ", set_config('%s', %s, false)::text", name, pq.QuoteLiteral(previous[name]))
+	}
+	return b.String()
+}
+
+// relabel names the session in the tracker's reports.
+func (s *Session) relabel() {
+	s.mu.Lock()
+	conn, name := s.conn, s.name
+	if len(s.held) > 0 {
+		name = "advisory lock "
+		if len(s.held) > 1 {
+			name = "advisory locks "
+		}
+		for i, k := range sortedKeys(s.held) {
+			if i > 0 {
+				name += ", "
+			}
+			name += strconv.FormatInt(k.id, 10)
+			if k.shared {
+				name += " (shared)"
+			}
+		}
+	}
+	s.mu.Unlock()
+	if conn != nil {
+		_ = Label(conn, name) // a pool that is not baldur's has no reports
+	}
+}

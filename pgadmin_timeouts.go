@@ -1,0 +1,182 @@
+package baldur
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"math"
+	"strconv"
+	"time"
+)
+
+// milliseconds checks a timeout and writes it as PostgreSQL takes it: in ms, in
+// an int. A part of one counts as a whole, since 0 means none.
+func milliseconds(what string, d time.Duration) (string, error) {
+	const most = math.MaxInt32 * time.Millisecond
+	if d < 0 || d > most {
+		return "", fmt.Errorf("baldur: %s is %v; it must be from 0 to %v", what, d, most)
+	}
+	return strconv.FormatInt(int64((d+time.Millisecond-1)/time.Millisecond), 10), nil
+}
+
+// SetLockTimeout sets how long a statement of this session waits for a lock,
+// from 0 (for ever) to 24.8 days, rounded up to ms (the manual's 20.11.1,
+// lock_timeout). It is in force until ResetTimeouts or Close.
+func (s *Session) SetLockTimeout(ctx context.Context, d time.Duration) error {
+	return s.set(ctx, setting1{"lock_timeout", d})
+}
+
+// SetStatementTimeout sets how long a statement of this session may run, from 0
+// (for ever) to 24.8 days, rounded up to ms (the manual's 20.11.1,
+// statement_timeout). It is in force until ResetTimeouts or Close.
+func (s *Session) SetStatementTimeout(ctx context.Context, d time.Duration) error {
+	return s.set(ctx, setting1{"statement_timeout", d})
+}
+
+// ResetTimeouts sets both to what they were before the Session changed them.
+func (s *Session) ResetTimeouts(ctx context.Context) error {
+	if s.admin == nil {
+		return nil
+	}
+	s.mu.Lock()
+	columns := restore(s.previous)
+	n := len(s.previous)
+	s.mu.Unlock()
+	if n == 0 {
+		return nil
+	}
+	if err := s.pin(ctx, s.admin.mayKeep); err != nil {
+		return err
+	}
+	dest := []any{new(string), new(string)}[:n]
+	if err := s.row(ctx, "SELECT pg_backend_pid()"+columns, dest...); err != nil {
+		return err
+	}
+	s.mark(func() { clear(s.previous) })
+	return nil
+}
+
+// setting1 is one timeout.
+type setting1 struct {
+	name string
+	d    time.Duration
+}
+
+// set sets timeouts in one round trip that also tells what they were. PostgreSQL
+// takes a setting back if the statement fails.
+func (s *Session) set(ctx context.Context, settings ...setting1) error {
+	query := "WITH old AS (SELECT current_setting('lock_timeout') AS l, current_setting('statement_timeout') AS s OFFSET 0) SELECT pg_backend_pid(), l, s"
+	dest := []any{new(string), new(string)}
+	for _, v := range settings {
+		ms, err := milliseconds(v.name, v.d)
+		if err != nil {
+			return err
+		}
+		query += ", set_config('" + v.name + "', '" + ms + "', false)"
+		dest = append(dest, new(string))
+	}
+	if s.admin == nil {
+		return nil
+	}
+	if err := s.pin(ctx, s.admin.mayKeep); err != nil {
+		return err
+	}
+	if err := s.row(ctx, query+" FROM old", dest...); err != nil {
+		if !hasState(err, "57014") { // statement_timeout: the one before was too short
+			s.mark(func() { s.doubt = true })
+		}
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	old := map[string]string{"lock_timeout": *dest[0].(*string), "statement_timeout": *dest[1].(*string)}
+	for _, v := range settings {
+		if _, ok := s.previous[v.name]; !ok {
+			s.previous[v.name] = old[v.name]
+		}
+	}
+	return nil
+}
+
+// WithTimeouts calls f with a Session that has these timeouts, of which 0 leaves
+// one as it is; afterwards, however f ends, they are what they were before. A
+// deadline of ctx that is sooner than a timeout shortens it. The ctx of f ends
+// when f returns.
+//
+// It returns f's error, as from a statement that took too long (SQLSTATE 57014)
+// or waited too long for a lock (55P03). Two round trips.
+func (p *PGAdmin) WithTimeouts(ctx context.Context, lock, statement time.Duration, f func(ctx context.Context, s *Session) error) (err error) {
+	var settings []setting1
+	for _, v := range []setting1{{"lock_timeout", lock}, {"statement_timeout", statement}} {
+		if _, err := milliseconds(v.name, v.d); err != nil {
+			return err
+		}
+		if v.d == 0 {
+			continue
+		}
+		if deadline, ok := ctx.Deadline(); ok {
+			v.d = max(time.Millisecond, min(v.d, time.Until(deadline)))
+		}
+		settings = append(settings, v)
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := p.check(); err != nil {
+		return err
+	}
+	s := p.newSession()
+	defer func() { // also if f panics
+		if e := s.Close(); err == nil {
+			err = e
+		}
+	}()
+	for attempt := 1; len(settings) > 0; attempt++ {
+		err := s.set(ctx, settings...)
+		if err == nil {
+			break
+		}
+		if !p.again(ctx, attempt, err) {
+			return err
+		}
+		s.giveUp() // it had died in the pool
+		s = p.newSession()
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	return f(ctx, s)
+}
+
+// Cursor is a pinned connection that its owner asks for rows. It is shown by the
+// tracker as "cursor", and not accused.
+type Cursor struct{ s *Session }
+
+// CreateCursor pins a connection, for which ctx is; the Cursor outlives it, until
+// Close or the PGAdmin's. One round trip.
+func (p *PGAdmin) CreateCursor(ctx context.Context) (*Cursor, error) {
+	// Rows need no session of the server's for themselves.
+	pooled := false
+	s, err := p.openSession(ctx, "cursor", func(ctx context.Context, conn *sql.Conn) error {
+		mode, err := p.poolerMode(ctx, conn)
+		pooled = mode != PoolerNone && mode != PoolerSession
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.pooled = pooled
+	return &Cursor{s}, nil
+}
+
+// QueryRow asks for a row. It ends with the next call at the latest.
+func (c *Cursor) QueryRow(ctx context.Context, query string, args ...any) *sql.Row {
+	return c.s.QueryRowContext(ctx, query, args...)
+}
+
+// Query asks for rows. They end with the next call at the latest.
+func (c *Cursor) Query(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
+	return c.s.QueryContext(ctx, query, args...)
+}
+
+// Close gives the connection back. The second Close does nothing.
+func (c *Cursor) Close() error { return c.s.Close() }
