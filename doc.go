@@ -71,9 +71,13 @@
 //
 // A wrapped connection has the optional interfaces that the driver's own has,
 // and errors are the driver's own values. Go's tests of database/sql pass with
-// the wrapper around their driver, but for those that look at the driver's
-// concrete types (gosuite_test.go lists them). Code that needs the driver's own
-// connection, in sql.Conn.Raw, gets it by [Unwrap].
+// the wrapper around their drivers, but for those that assert the driver's concrete
+// types, which pass if they look at what is wrapped (gosuite_test.go lists them).
+// Code that needs the driver's own connection, in sql.Conn.Raw, gets it by
+// [Unwrap]. What is not as with the bare driver: sql.DB.Driver returns a value of
+// the pool's own; and on a driver without SessionResetter or Validator (pgx),
+// after the ctx of a transaction on a sql.Conn has ended, its statements say
+// sql.ErrTxDone.
 //
 // Where lib/pq 1.12 is wrong it is mended, for connections that this package
 // dials:
