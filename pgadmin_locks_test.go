@@ -355,9 +355,15 @@ func TestWithAdvisoryLockEnds(t *testing.T) {
 			if n := advisoryLocks(t, db); n != 0 {
 				t.Errorf("%d locks are left", n)
 			}
-			var alive bool
-			if err := db.QueryRow("SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $1)", pid).Scan(&alive); err != nil {
-				t.Fatal(err)
+			// So does that of its process, with or without locks.
+			alive := true
+			for end := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+				if err := db.QueryRow("SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $1)", pid).Scan(&alive); err != nil {
+					t.Fatal(err)
+				}
+				if !c.gone || !alive || time.Now().After(end) {
+					break
+				}
 			}
 			if c.gone == alive && name != "tx left open" {
 				t.Errorf("the backend lives: %v", alive)
