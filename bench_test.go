@@ -84,26 +84,32 @@ func deep(n int, f func()) {
 	deep(n-1, f)
 }
 
-func benchmark(b *testing.B, op func(db *sql.DB) error) {
+// eachPool runs f on a pool of the bare null driver and on a tracked one.
+func eachPool(b *testing.B, f func(b *testing.B, db *sql.DB)) {
 	for _, kind := range []string{"raw", "baldur"} {
 		b.Run("driver="+kind, func(b *testing.B) {
-			var db *sql.DB
-			if kind == "raw" {
-				db = sql.OpenDB(nullDB{})
-			} else {
-				db = baldur.OpenDB(nullDB{})
+			connector := driver.Connector(nullDB{})
+			if kind == "baldur" {
+				connector = baldur.Wrap(connector)
 			}
+			db := sql.OpenDB(connector)
 			defer db.Close()
 			b.ReportAllocs()
-			deep(15, func() {
-				for b.Loop() {
-					if err := op(db); err != nil {
-						b.Fatal(err)
-					}
-				}
-			})
+			f(b, db)
 		})
 	}
+}
+
+func benchmark(b *testing.B, op func(db *sql.DB) error) {
+	eachPool(b, func(b *testing.B, db *sql.DB) {
+		deep(15, func() {
+			for b.Loop() {
+				if err := op(db); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	})
 }
 
 func execOnce(db *sql.DB) error { _, err := db.Exec("SELECT 1"); return err }
@@ -160,55 +166,35 @@ func BenchmarkRows(b *testing.B) {
 }
 
 func BenchmarkExecParallel(b *testing.B) {
-	for _, kind := range []string{"raw", "baldur"} {
-		b.Run("driver="+kind, func(b *testing.B) {
-			var db *sql.DB
-			if kind == "raw" {
-				db = sql.OpenDB(nullDB{})
-			} else {
-				db = baldur.OpenDB(nullDB{})
-			}
-			defer db.Close()
-			b.ReportAllocs()
-			b.RunParallel(func(pb *testing.PB) {
-				deep(15, func() {
-					for pb.Next() {
-						if err := execOnce(db); err != nil {
-							b.Error(err)
-							return
-						}
-					}
-				})
-			})
-		})
-	}
-}
-
-func BenchmarkStmt(b *testing.B) {
-	for _, kind := range []string{"raw", "baldur"} {
-		b.Run("driver="+kind, func(b *testing.B) {
-			var db *sql.DB
-			if kind == "raw" {
-				db = sql.OpenDB(nullDB{})
-			} else {
-				db = baldur.OpenDB(nullDB{})
-			}
-			defer db.Close()
-			st, err := db.Prepare("SELECT 1")
-			if err != nil {
-				b.Fatal(err)
-			}
-			defer st.Close()
-			b.ReportAllocs()
+	eachPool(b, func(b *testing.B, db *sql.DB) {
+		b.RunParallel(func(pb *testing.PB) {
 			deep(15, func() {
-				for b.Loop() {
-					if _, err := st.Exec(); err != nil {
-						b.Fatal(err)
+				for pb.Next() {
+					if err := execOnce(db); err != nil {
+						b.Error(err)
+						return
 					}
 				}
 			})
 		})
-	}
+	})
+}
+
+func BenchmarkStmt(b *testing.B) {
+	eachPool(b, func(b *testing.B, db *sql.DB) {
+		st, err := db.Prepare("SELECT 1")
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer st.Close()
+		deep(15, func() {
+			for b.Loop() {
+				if _, err := st.Exec(); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	})
 }
 
 // BenchmarkReport looks at 10,000 holders, none of them over the threshold.
