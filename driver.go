@@ -211,6 +211,9 @@ type poolDriver struct {
 
 func (d poolDriver) tracker() *Tracker { return d.t }
 
+// dial connects as the pool does, beside it: see link.
+func (d poolDriver) dial(ctx context.Context) (driver.Conn, *socket, error) { return d.c.connect(ctx) }
+
 // untracked connects as the pool does, beside it: see PGAdmin.secondDB.
 func (d poolDriver) untracked() driver.Connector { return untracked{d.c} }
 

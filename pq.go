@@ -1,6 +1,7 @@
 package baldur
 
 import (
+	"bufio"
 	"database/sql/driver"
 	"fmt"
 	"net"
@@ -49,6 +50,23 @@ func pqPID(ci driver.Conn) int {
 		return int(f.Int())
 	}
 	return 0
+}
+
+// isPQ tells whether a connection is lib/pq's.
+func isPQ(ci driver.Conn) bool { return pqField(ci, "pid").IsValid() }
+
+// pqBuffered is how much pq has read from the network and not used yet: after a
+// call, asynchronous messages. 0 if it is not known.
+func pqBuffered(ci driver.Conn) int {
+	buf := pqField(ci, "buf")
+	if !buf.IsValid() || buf.Kind() != reflect.Pointer || buf.Type() != reflect.TypeFor[*bufio.Reader]() || buf.IsNil() {
+		return 0
+	}
+	r, w := buf.Elem().FieldByName("r"), buf.Elem().FieldByName("w")
+	if !r.IsValid() || !w.IsValid() || !r.CanInt() || !w.CanInt() {
+		return 0
+	}
+	return int(w.Int() - r.Int())
 }
 
 // pqField is a field of pq's connection, or invalid.

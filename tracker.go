@@ -35,6 +35,7 @@ type Tracker struct {
 	leaks     []*leak // reported, not known to be back
 	onRelease []func(ConnectionInfo)
 	closed    chan struct{} // closed by close
+	quorums   []*PGQuorum   // in use
 
 	dirty      []DirtyReturn // the last ones
 	dirtyTotal int
@@ -133,6 +134,12 @@ func (t *Tracker) unregister() {
 	if registry.named[t.PoolName()].Value() == t {
 		delete(registry.named, t.PoolName())
 	}
+}
+
+func (t *Tracker) isClosed() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.isClosedLocked()
 }
 
 func (t *Tracker) isClosedLocked() bool {

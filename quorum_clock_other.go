@@ -1,0 +1,12 @@
+//go:build !linux
+
+package baldur
+
+import "time"
+
+// BootTime is the time since this package was loaded, by the monotonic clock of
+// package time. On Linux it counts the time for which the machine was suspended, too.
+func BootTime() time.Duration { return time.Since(base) }
+
+// bootGap is not known here.
+func bootGap() time.Duration { return 0 }

@@ -1,0 +1,125 @@
+package baldur
+
+import (
+	"context"
+	"sync"
+
+	"github.com/baldur-go/baldur/internal/stack"
+)
+
+// callQueue calls functions one at a time, in order, on a goroutine that exists
+// only while there are any.
+type callQueue struct {
+	mu      sync.Mutex // guards the fields below
+	queue   []func()
+	running chan struct{} // closed when the goroutine ends; nil: there is none
+	g       stack.G       // that goroutine
+}
+
+func (c *callQueue) add(f func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.queue = append(c.queue, f)
+	if c.running == nil {
+		c.running = make(chan struct{})
+		go c.run(c.running)
+	}
+}
+
+func (c *callQueue) run(done chan struct{}) {
+	defer close(done)
+	for {
+		c.mu.Lock()
+		c.g = stack.CurrentG()
+		if len(c.queue) == 0 {
+			c.running = nil
+			c.mu.Unlock()
+			return
+		}
+		f := c.queue[0]
+		c.queue = c.queue[1:]
+		c.mu.Unlock()
+		f()
+	}
+}
+
+// drain waits until all has been called, but not for the call that it is itself in.
+func (c *callQueue) drain() {
+	c.mu.Lock()
+	running, own := c.running, c.g == stack.CurrentG()
+	c.mu.Unlock()
+	if running != nil && !own {
+		<-running
+	}
+}
+
+// Watch returns a channel of the changes of who holds the lease, from what is
+// known now on, whoever it is; also while this process is no candidate. Who reads
+// slowly misses what was changed again meanwhile, but gets the latest. The channel
+// is closed when ctx ends, or by Close.
+//
+// A change is known at once by NOTIFY; within 0.3 TTL behind a pooler, where
+// LISTEN does not work; a lease that is not renewed shows as LeaseExpired after
+// its TTL. That is news for people and for routing: it proves nothing about who is
+// primary when it is read.
+func (q *PGQuorum) Watch(ctx context.Context) <-chan QuorumEvent {
+	c := make(chan QuorumEvent, 1)
+	if ctx.Err() != nil {
+		close(c)
+		return c
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.told.State != "" {
+		c <- q.told
+	}
+	q.watchers[c] = true
+	q.startLocked()
+	context.AfterFunc(ctx, func() {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		if q.watchers[c] {
+			delete(q.watchers, c)
+			close(c)
+			q.endLoopLocked()
+			q.line.interrupt()
+		}
+	})
+	return c
+}
+
+func (q *PGQuorum) dropWatchersLocked() {
+	for c := range q.watchers {
+		delete(q.watchers, c)
+		close(c)
+	}
+}
+
+// tell sends the state of the row to the watchers, if it has changed.
+func (q *PGQuorum) tell() {
+	row := q.watch.row
+	e := QuorumEvent{State: LeaseHeld, Lease: row.lease(), Local: row.leaseID == q.id}
+	switch {
+	case row.leaseID == "":
+		e.State = LeaseFree
+	case row.expired && q.now() >= q.watch.since+row.ttl:
+		e.State = LeaseExpired
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if last := q.told; last.State == e.State && last.Lease.Epoch == e.Lease.Epoch && last.Lease.LeaseID == e.Lease.LeaseID {
+		q.told.Lease.ExpiresAt = e.Lease.ExpiresAt
+		return
+	}
+	if e.State == LeaseFree && q.told.Lease.Epoch == e.Lease.Epoch {
+		e.Local = q.told.Local // its own release
+	}
+	q.told = e
+	for c := range q.watchers {
+		select {
+		case <-c: // the one that was not read
+		default:
+		}
+		c <- e
+	}
+}

@@ -1,0 +1,47 @@
+package baldur
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"sync"
+	"time"
+)
+
+const killEvery = 20 * time.Millisecond
+
+// killGuards begins to end the sessions that keep the link's next statement
+// waiting, from killAfter on and one after the other, on a connection beside the
+// pool; the function that it returns ends that. See WithFenceKill.
+func (l *link) killGuards(ctx context.Context) (stop func()) {
+	dial, ok := l.db.Driver().(poolDialer)
+	if l.cfg.killAfter == 0 || l.pid == 0 || !ok {
+		return func() {}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		select {
+		case <-time.After(l.cfg.killAfter):
+		case <-ctx.Done():
+			return
+		}
+		db := sql.OpenDB(&besideConnector{poolDialer: dial, drv: l.db.Driver()})
+		defer func() { _ = db.Close() }()
+		kill := fmt.Sprintf("SELECT count(pg_catalog.pg_terminate_backend(b)) FROM unnest(pg_catalog.pg_blocking_pids(%d)) AS b WHERE b <> 0", l.pid)
+		for ctx.Err() == nil {
+			var n int
+			if err := db.QueryRowContext(ctx, kill).Scan(&n); err != nil && ctx.Err() == nil {
+				l.cfg.log.Warn("baldur: a takeover waits for guarded transactions and cannot end their sessions", "lease", l.cfg.name, "error", err)
+				return
+			} else if n > 0 {
+				l.cfg.log.Warn("baldur: a takeover has ended sessions with guarded transactions", "lease", l.cfg.name, "sessions", n)
+			}
+			select {
+			case <-time.After(killEvery):
+			case <-ctx.Done():
+			}
+		}
+	})
+	return func() { cancel(); wg.Wait() }
+}

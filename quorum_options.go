@@ -1,0 +1,211 @@
+package baldur
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+	"unicode/utf8"
+)
+
+// Defaults and ranges of a lease. clockDrift is the most by which the rates of
+// two machines' clocks may differ from true time: NTP slews by 500 ppm at most,
+// and this is twice that.
+const (
+	DefaultLeaseTTL  = 10 * time.Second
+	DefaultLeaseName = "primary"
+
+	minLeaseTTL = 500 * time.Millisecond
+	maxLeaseTTL = 300 * time.Second
+	clockDrift  = 1e-3
+	maxNameLen  = 200 // bytes, of a lease or a region
+)
+
+// quorumConfig is what the options come to.
+type quorumConfig struct {
+	name, region string
+	ttl          time.Duration
+	margin       time.Duration
+	renew        time.Duration
+	attempt      time.Duration
+	jitter       float64
+	killAfter    time.Duration
+	idleTimeout  time.Duration
+	notify       bool
+	log          *slog.Logger
+	clock        func() time.Duration
+	onAcquired   func(QuorumLease)
+	onLost       func(QuorumLease, LossReason)
+}
+
+// belief is for how long after the sending of a request its success lets the
+// holder believe: D_H in the proof.
+func (c *quorumConfig) belief() time.Duration { return c.ttl - c.margin }
+
+// A QuorumOption sets one thing about a [PGQuorum].
+type QuorumOption func(*quorumConfig)
+
+// WithLeaseName names the lease. Whoever uses the same name on the same database
+// competes for it. Default "primary"; 1 to 200 bytes.
+func WithLeaseName(name string) QuorumOption {
+	return func(c *quorumConfig) { c.name = name }
+}
+
+// WithLeaseTTL sets how long a lease lasts that is not renewed, which is also
+// how long a successor waits. Default 10 s; 500 ms to 300 s, and no less than
+// four round trips to the server and two margins. All candidates should use the same.
+func WithLeaseTTL(d time.Duration) QuorumOption {
+	return func(c *quorumConfig) { c.ttl = d }
+}
+
+// WithSafetyMargin sets by how much the holder's belief ends before the lease.
+// Default a tenth of the TTL; at least 1/500 of it, which covers clocks whose
+// rates are wrong by up to 1 in 1000, and less than half.
+func WithSafetyMargin(d time.Duration) QuorumOption {
+	return func(c *quorumConfig) { c.margin = d }
+}
+
+// WithRenewInterval sets how often the lease is renewed. Default a quarter of
+// the TTL; at most a third of what TTL and margin leave.
+func WithRenewInterval(d time.Duration) QuorumOption {
+	return func(c *quorumConfig) { c.renew = d }
+}
+
+// WithAttemptTimeout sets how long one request to the witness may take before
+// its connection is cut and its result is unknown. Default a fifth of the TTL;
+// at most a quarter of what TTL and margin leave.
+func WithAttemptTimeout(d time.Duration) QuorumOption {
+	return func(c *quorumConfig) { c.attempt = d }
+}
+
+// WithLeaseJitter sets by which part, up or down, the intervals of renewing and
+// polling vary. Default 0.1; 0 to 0.5.
+func WithLeaseJitter(part float64) QuorumOption {
+	return func(c *quorumConfig) { c.jitter = part }
+}
+
+// WithFenceKill has a takeover that has waited for so long for transactions
+// which [PGQuorum.RequirePrimary] guards end their sessions, by
+// pg_terminate_backend, which the same role may. Default 0: it waits for them.
+// It needs a direct connection: behind PgBouncer it does nothing.
+func WithFenceKill(after time.Duration) QuorumOption {
+	return func(c *quorumConfig) { c.killAfter = after }
+}
+
+// WithFenceIdleTimeout sets for how long a transaction that RequirePrimary
+// guards may be idle before the server ends its session: by
+// idle_in_transaction_session_timeout, for this transaction, where that is not
+// lower already. So a primary that is cut off from the network does not hold up
+// its successor. Default the TTL; 0 leaves it as it is.
+func WithFenceIdleTimeout(d time.Duration) QuorumOption {
+	return func(c *quorumConfig) { c.idleTimeout = d }
+}
+
+// WithoutNotify has candidates poll only, and not LISTEN for the lease's
+// changes. Behind a pooler that is so in any case.
+func WithoutNotify() QuorumOption {
+	return func(c *quorumConfig) { c.notify = false }
+}
+
+// WithQuorumLogger logs elections, losses and errors. Default: nothing is logged.
+func WithQuorumLogger(l *slog.Logger) QuorumOption {
+	return func(c *quorumConfig) { c.log = l }
+}
+
+// WithQuorumClock sets the clock by which leases are held and watched, for
+// tests and for [BootTime]: now returns the time since some fixed instant and
+// never goes back. Default: the monotonic clock of package time.
+func WithQuorumClock(now func() time.Duration) QuorumOption {
+	return func(c *quorumConfig) { c.clock = now }
+}
+
+// WithOnAcquired has f called when this process becomes primary, and WithOnLost
+// when it is one no more. They are called one at a time, in the order of the
+// changes, on a goroutine of their own: a call that lasts delays the next one.
+// They may call any method of the PGQuorum.
+func WithOnAcquired(f func(QuorumLease)) QuorumOption {
+	return func(c *quorumConfig) { c.onAcquired = f }
+}
+
+// WithOnLost: see [WithOnAcquired]. f is called no later than the end of the
+// belief, unless the call before it still lasts.
+func WithOnLost(f func(QuorumLease, LossReason)) QuorumOption {
+	return func(c *quorumConfig) { c.onLost = f }
+}
+
+func newQuorumConfig(region string, opts []QuorumOption) (*quorumConfig, error) {
+	c := &quorumConfig{
+		name: DefaultLeaseName, region: region, ttl: DefaultLeaseTTL,
+		margin: -1, renew: -1, attempt: -1, idleTimeout: -1, jitter: 0.1, notify: true,
+	}
+	for _, o := range opts {
+		if o == nil {
+			return nil, errors.New("baldur: NewPGQuorum: a nil QuorumOption")
+		}
+		o(c)
+	}
+	if c.margin == -1 {
+		c.margin = c.ttl / 10
+	}
+	if c.renew == -1 {
+		c.renew = c.ttl / 4
+	}
+	if c.attempt == -1 {
+		c.attempt = c.ttl / 5
+	}
+	if c.idleTimeout == -1 {
+		c.idleTimeout = c.ttl
+	}
+	if c.log == nil {
+		c.log = slog.New(slog.DiscardHandler)
+	}
+	if err := c.check(); err != nil {
+		return nil, fmt.Errorf("baldur: NewPGQuorum: %w", err)
+	}
+	return c, nil
+}
+
+// check names the inequality that does not hold.
+func (c *quorumConfig) check() error {
+	if err := checkName("region", c.region); err != nil {
+		return err
+	}
+	if err := checkName("lease name (WithLeaseName)", c.name); err != nil {
+		return err
+	}
+	least := time.Duration(float64(c.ttl) * 2 * clockDrift / (1 + clockDrift))
+	switch {
+	case c.ttl < minLeaseTTL || c.ttl > maxLeaseTTL:
+		return fmt.Errorf("TTL (WithLeaseTTL) is %v; it must be from %v to %v", c.ttl, minLeaseTTL, maxLeaseTTL)
+	case c.margin < least:
+		return fmt.Errorf("safety margin (WithSafetyMargin) is %v; it must be at least %v, which is what two clocks may drift apart in a TTL of %v: margin >= TTL*2ρ/(1+ρ) with ρ = %v", c.margin, least, c.ttl, clockDrift)
+	case c.margin >= c.ttl/2:
+		return fmt.Errorf("safety margin (WithSafetyMargin) is %v; it must be less than half of the TTL of %v: margin < TTL/2", c.margin, c.ttl)
+	case c.renew <= 0 || c.renew > c.belief()/3:
+		return fmt.Errorf("renew interval (WithRenewInterval) is %v; it must be above 0 and at most %v: renew <= (TTL-margin)/3", c.renew, c.belief()/3)
+	case c.attempt <= 0 || c.attempt > c.belief()/4:
+		return fmt.Errorf("attempt timeout (WithAttemptTimeout) is %v; it must be above 0 and at most %v: attempt <= (TTL-margin)/4", c.attempt, c.belief()/4)
+	case !(c.jitter >= 0 && c.jitter <= 0.5):
+		return fmt.Errorf("jitter (WithLeaseJitter) is %v; it must be from 0 to 0.5", c.jitter)
+	case c.killAfter < 0:
+		return fmt.Errorf("fence kill (WithFenceKill) is after %v; it must be 0 (off) or above", c.killAfter)
+	case c.killAfter >= c.attempt:
+		return fmt.Errorf("fence kill (WithFenceKill) is after %v; it must be less than the attempt timeout of %v", c.killAfter, c.attempt)
+	case c.idleTimeout < 0:
+		return fmt.Errorf("fence idle timeout (WithFenceIdleTimeout) is %v; it must be 0 (off) or above", c.idleTimeout)
+	}
+	return nil
+}
+
+func checkName(what, s string) error {
+	switch {
+	case s == "":
+		return fmt.Errorf("%s is empty", what)
+	case len(s) > maxNameLen:
+		return fmt.Errorf("%s has %d bytes; it must have at most %d", what, len(s), maxNameLen)
+	case !utf8.ValidString(s) || strings.ContainsRune(s, 0):
+		return fmt.Errorf("%s %q is not text that PostgreSQL can store", what, s)
+	}
+	return nil
+}

@@ -1,0 +1,395 @@
+package baldur
+
+import (
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// PGQuorum is a [QuorumWitness] on PostgreSQL: a lease kept in a row of the table
+// baldur_lease, which [MigrateQuorum] makes. It may be used by any goroutine.
+//
+// # What holds
+//
+// At most one PGQuorum of a lease is primary at any time, on machines whose
+// clocks may show any time and be set at any moment, provided that their rates
+// are right to 1 in 1000, and that the witness does not forget what it has
+// committed (see below for failovers).
+//
+//   - The holder believes until TTL − margin after it has sent the request which
+//     was confirmed; not after the reply: the two can be any time apart.
+//   - A candidate takes the lease of another one only when it has watched the row
+//     unchanged for the row's TTL, counted from when it received it; not from when
+//     it asked. The server's clock must agree that the lease has expired, for up
+//     to three TTLs. No wall clock decides alone.
+//   - Taking is a compare-and-swap on the version that was watched, so that it
+//     does not matter how late a request is carried out. Renewing and releasing
+//     name the epoch.
+//   - A request without an answer (a cut connection, a commit with a warning) has
+//     an unknown result: the holder's deadline stays as it was, and a candidate is
+//     not primary. If the row turns out to be the candidate's own it takes it
+//     again, by another compare-and-swap: an epoch names one unbroken belief.
+//   - The lease is committed with synchronous_commit = on, whatever the session
+//     or server has, in a LOGGED table.
+//   - After a failover, which shows in the timeline, or where an epoch has gone
+//     back, the row may have lost the last acquisitions. Until an epoch of the
+//     present timeline is given, a candidate waits a TTL from when it has first
+//     heard of this server; who believes goes on, and renews. Epochs contain the
+//     timeline, so that none is given twice.
+//   - A belief ends by the clock: IsPrimary reads it, and a timer ends the
+//     contexts of PrimaryContext and calls WithOnLost's function, whatever the
+//     network does. If the machine was suspended the belief ends as soon as it
+//     wakes (see [BootTime]).
+//
+// The protocol was explored state by state: see internal/leadershipmodel, for
+// what was covered, and which errors it finds.
+//
+// # What does not
+//
+// A check and an action after it are two things: a process can be paused in
+// between for any time. Only [PGQuorum.RequirePrimary], in the transaction that
+// acts, closes that gap. A witness that forgets by other ways than a failover to
+// a new timeline gives no promise: fsync = off, rows deleted or restored, two
+// standbys promoted to the same timeline, an old primary server that goes on
+// beside the new one. Servers that only speak PostgreSQL's protocol are refused.
+//
+// # Its connection
+//
+// It keeps one connection of the pool, named "quorum lease …" in the reports. If
+// the pool is full the connection is made beside it. Loss of it does not end a
+// belief: it connects again and renews. The pool must be baldur's, so that a call
+// on a silent network can be cut: connections that baldur does not dial itself
+// (Wrap, OpenDB) are interrupted only as well as their driver heeds a ctx.
+// Behind PgBouncer, in any mode but statement, all works; a successor then learns
+// of a release by polling, every 0.3 TTL, not at once.
+type PGQuorum struct {
+	cfg     *quorumConfig
+	t       *Tracker
+	line    line
+	witness witness
+	id      string // lease id: of this PGQuorum, in this process
+
+	term    atomic.Pointer[term] // changed under mu
+	waiters atomic.Int32         // for own
+	own     chan struct{}        // full while someone has the witness; guards the fields below
+	watch   leaseWatch
+	maybe   bool          // an acquisition is of unknown result, or a release
+	renewAt time.Duration // when the loop renews next
+	holdOff time.Duration // until when the loop takes nothing
+	errors  int           // in a row
+
+	mu       sync.Mutex // guards the fields below
+	guard    *time.Timer
+	begun    chan struct{} // closed and replaced when a tenure begins
+	campaign bool          // between StartAutoRenew and StopAutoRenew
+	watchers map[chan QuorumEvent]bool
+	told     QuorumEvent // the last one; State "": none yet
+	loop     *quorumLoop // nil: there is none
+	last     *quorumLoop // the last one that there was
+	stats    QuorumStats
+	calls    callQueue
+}
+
+var _ QuorumWitness = (*PGQuorum)(nil)
+
+// NewPGQuorum returns the quorum of one process, which is of a region, on db,
+// which must be baldur's and stays the caller's. It connects to nothing yet.
+// Processes of one region are candidates of their own, as those of two.
+//
+// An error names the option that is wrong, and the inequality that it breaks.
+func NewPGQuorum(db *sql.DB, region string, opts ...QuorumOption) (*PGQuorum, error) {
+	cfg, err := newQuorumConfig(region, opts)
+	if err != nil {
+		return nil, err
+	}
+	t := TrackerOf(db)
+	if t == nil {
+		return nil, fmt.Errorf("baldur: NewPGQuorum: %w", errNotOurs)
+	}
+	link := newLink(db, t, cfg)
+	return newQuorum(cfg, t, link, pgWitness{cfg, link}), nil
+}
+
+// line is what a quorum hears of its witness by: a link, or a test's stand-in.
+type line interface {
+	wait(d time.Duration, bell bool, unless func() bool)
+	interrupt()
+	isOpen() bool
+	close()
+}
+
+func newQuorum(cfg *quorumConfig, t *Tracker, l line, w witness) *PGQuorum {
+	q := &PGQuorum{
+		cfg: cfg, t: t, line: l, witness: w, id: rand.Text(),
+		own: make(chan struct{}, 1), begun: make(chan struct{}), watchers: map[chan QuorumEvent]bool{},
+	}
+	q.holdOff = q.now()
+	q.stats.Losses = map[LossReason]int64{}
+	for _, r := range lossReasons {
+		q.stats.Losses[r] = 0
+	}
+	return q
+}
+
+// use waits for the witness, which one goroutine has at a time; the loop lets go
+// of it.
+func (q *PGQuorum) use(ctx context.Context) error {
+	q.waiters.Add(1)
+	defer q.waiters.Add(-1)
+	q.line.interrupt()
+	select {
+	case q.own <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (q *PGQuorum) letGo() { <-q.own }
+
+// attempt is the ctx of one request. A holder leaves itself time for another one.
+func (q *PGQuorum) attempt(ctx context.Context) (context.Context, context.CancelFunc) {
+	d := q.cfg.attempt
+	if t := q.valid(); t != nil {
+		d = min(d, t.remaining(q.now())/2)
+	}
+	return context.WithTimeoutCause(ctx, d, errAttempt)
+}
+
+var errAttempt = errors.New("baldur: the witness has not answered in time (WithAttemptTimeout)")
+
+// TryAcquirePrimary makes this process primary if it can be now, and tells whether
+// it is. If it is already, it renews. It does not wait: a candidate calls it again
+// and again, or StartAutoRenew does; the first call of a candidate cannot succeed
+// while the lease is another's, nor before that has been seen unchanged for its TTL.
+//
+// With an error, the result of the acquisition is unknown, and this process is
+// not primary, or as long as it was before.
+func (q *PGQuorum) TryAcquirePrimary(ctx context.Context) (bool, error) {
+	if err := q.use(ctx); err != nil {
+		return false, err
+	}
+	defer q.letGo()
+	if t := q.valid(); t != nil {
+		return q.renew(ctx, t)
+	}
+	q.lose(LossExpired) // so that the loss comes before the gain
+	return q.take(ctx)
+}
+
+// take is TryAcquirePrimary of a process that is not primary.
+func (q *PGQuorum) take(ctx context.Context) (bool, error) {
+	q.t.addQuorum(q)
+	if err := q.look(ctx); err != nil {
+		return false, err
+	}
+	now := q.now()
+	at, anyway := q.watch.takeAt(q.id, q.cfg.ttl)
+	if now < at {
+		return false, nil
+	}
+	ctx, cancel := q.attempt(ctx)
+	defer cancel()
+	sent, waited := q.now(), max(0, now-q.watch.since)
+	row, ok, err := q.witness.acquire(ctx, q.id, q.watch.row, now >= anyway)
+	if err != nil {
+		q.maybe = q.maybe || !isRefusal(err)
+		return false, q.failed("acquire", err)
+	}
+	q.heard(row)
+	if !ok {
+		return false, nil
+	}
+	q.maybe = true // until begin has it
+	if !q.begin(row, sent) {
+		return false, nil
+	}
+	q.maybe = false
+	q.renewAt = sent + q.jittered(q.cfg.renew)
+	q.count(func(s *QuorumStats) { s.TakeoverWait = waited })
+	return true, nil
+}
+
+// look reads the row.
+func (q *PGQuorum) look(ctx context.Context) error {
+	ctx, cancel := q.attempt(ctx)
+	defer cancel()
+	row, err := q.witness.observe(ctx)
+	if err != nil {
+		return q.failed("observe", err)
+	}
+	q.heard(row)
+	return nil
+}
+
+// RenewLease renews the lease, if this process is primary, and tells whether it
+// still is. With an error it is unknown whether the lease was renewed, and the
+// belief ends when it would have.
+func (q *PGQuorum) RenewLease(ctx context.Context) (bool, error) {
+	if err := q.use(ctx); err != nil {
+		return false, err
+	}
+	defer q.letGo()
+	t := q.valid()
+	if t == nil {
+		return false, nil
+	}
+	return q.renew(ctx, t)
+}
+
+func (q *PGQuorum) renew(ctx context.Context, t *term) (bool, error) {
+	ctx, cancel := q.attempt(ctx)
+	defer cancel()
+	sent := q.now()
+	before := q.watch.row.witness
+	row, ok, err := q.witness.renew(ctx, q.id, t.lease.Epoch)
+	if err != nil {
+		return q.IsPrimary(), q.failed("renew", err)
+	}
+	received := q.now()
+	q.heard(row)
+	if !ok {
+		if row.witness != before || row.epoch < t.lease.Epoch {
+			q.lose(LossFailover)
+		} else {
+			q.lose(LossFenced)
+		}
+		return false, nil
+	}
+	q.renewAt = sent + q.jittered(q.cfg.renew)
+	q.count(func(s *QuorumStats) {
+		s.Renewals++
+		s.RenewTotal += received - sent
+		s.RenewMax = max(s.RenewMax, received-sent)
+	})
+	if !q.extend(t, sent) {
+		q.maybe = true
+		return false, nil
+	}
+	return true, nil
+}
+
+// ReleaseLease ends the belief, if there is one, and then the lease, so that
+// another process can be primary at once. A loop of StartAutoRenew goes on as a
+// candidate after a TTL. With an error it is unknown whether the witness has heard
+// of the release; if not, the lease ends after its TTL.
+func (q *PGQuorum) ReleaseLease(ctx context.Context) error {
+	q.lose(LossReleased) // first: nobody may take what is believed
+	if err := q.use(ctx); err != nil {
+		return err
+	}
+	defer q.letGo()
+	return q.release(ctx)
+}
+
+func (q *PGQuorum) release(ctx context.Context) error {
+	q.lose(LossReleased) // one that the loop has begun meanwhile
+	q.holdOff = q.now() + q.cfg.ttl
+	for attempt := 1; q.mayHold(); attempt++ {
+		err := q.releaseOnce(ctx)
+		if err == nil || isRefusal(err) || attempt == 2 || ctx.Err() != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mayHold tells whether the row may be this process's.
+func (q *PGQuorum) mayHold() bool { return q.maybe || q.watch.seen && q.watch.row.leaseID == q.id }
+
+func (q *PGQuorum) releaseOnce(ctx context.Context) error {
+	if q.maybe { // of which epoch, the row knows
+		if err := q.look(ctx); err != nil {
+			return err
+		}
+	}
+	if q.watch.row.leaseID == q.id {
+		ctx, cancel := q.attempt(ctx)
+		defer cancel()
+		row, _, err := q.witness.release(ctx, q.id, q.watch.row.epoch)
+		if err != nil {
+			q.maybe = true
+			return q.failed("release", err)
+		}
+		q.heard(row)
+	}
+	q.maybe = false
+	return nil
+}
+
+// CurrentPrimary returns the region of the primary, by the witness and by its
+// clock; false if there is none. It is for people and for routing: it is out of
+// date when it arrives, and proves nothing.
+func (q *PGQuorum) CurrentPrimary(ctx context.Context) (region string, ok bool, err error) {
+	if err := q.use(ctx); err != nil {
+		return "", false, err
+	}
+	defer q.letGo()
+	if err := q.look(ctx); err != nil {
+		return "", false, err
+	}
+	if r := q.watch.row; r.leaseID != "" && !r.expired {
+		return r.region, true, nil
+	}
+	return "", false, nil
+}
+
+// IsPrimaryVerified asks the witness whether this process is primary: that was so
+// when it answered, and is so by the clock now. If the witness says that it is
+// not, the belief ends.
+func (q *PGQuorum) IsPrimaryVerified(ctx context.Context) (bool, error) {
+	if err := q.use(ctx); err != nil {
+		return false, err
+	}
+	defer q.letGo()
+	t := q.valid()
+	if t == nil {
+		return false, nil
+	}
+	if err := q.look(ctx); err != nil {
+		return false, err
+	}
+	if r := q.watch.row; r.leaseID != q.id || r.epoch != t.lease.Epoch {
+		q.lose(LossFenced)
+		return false, nil
+	}
+	return q.IsPrimary(), nil
+}
+
+// heard takes in a row that has just been received.
+func (q *PGQuorum) heard(row leaseRow) {
+	q.errors = 0
+	suspect := q.watch.suspect
+	q.watch.note(row, q.now())
+	if q.watch.suspect && !suspect {
+		q.cfg.log.Warn("baldur: the witness has failed over, or its data was restored; nobody may take the lease for a TTL",
+			"lease", q.cfg.name, "timeline", row.witness.timeline)
+	}
+	q.tell()
+}
+
+// failed counts and logs an error of a request.
+func (q *PGQuorum) failed(request string, err error) error {
+	q.errors++
+	q.count(func(s *QuorumStats) {
+		if isRefusal(err) {
+			s.Refused++
+		} else {
+			s.Unanswered++
+		}
+		s.LastError = err.Error()
+	})
+	q.cfg.log.Warn("baldur: the witness has not granted a request", "lease", q.cfg.name, "request", request, "unknown", !isRefusal(err), "error", err)
+	return err
+}
+
+func (q *PGQuorum) count(f func(*QuorumStats)) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	f(&q.stats)
+}

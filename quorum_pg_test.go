@@ -1,0 +1,125 @@
+package baldur_test
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/baldur-go/baldur"
+	"github.com/baldur-go/baldur/internal/pgtest"
+)
+
+// openPool opens a pool of baldur's, which is closed when the test ends.
+func openPool(t testing.TB, dsn string) *sql.DB {
+	t.Helper()
+	db, err := baldur.Open(dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = db.Close() })
+	return db
+}
+
+// newQuorum makes a quorum that logs to the test, and is closed when it ends.
+func newQuorum(t testing.TB, db *sql.DB, region string, opts ...baldur.QuorumOption) *baldur.PGQuorum {
+	t.Helper()
+	logger := slog.New(slog.NewTextHandler(t.Output(), nil))
+	q, err := baldur.NewPGQuorum(db, region, append([]baldur.QuorumOption{baldur.WithQuorumLogger(logger)}, opts...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = q.Close() })
+	return q
+}
+
+func testCtx(t testing.TB) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func TestQuorumLife(t *testing.T) {
+	ctx := testCtx(t)
+	dsn := pgtest.DSN(t)
+	a, b := newQuorum(t, openPool(t, dsn), "eu-west"), newQuorum(t, openPool(t, dsn), "eu-west")
+	if ok, err := a.TryAcquirePrimary(ctx); !ok || err != nil {
+		t.Fatal(ok, err)
+	}
+	first, _ := a.Lease()
+	if ok, err := a.TryAcquirePrimary(ctx); !ok || err != nil {
+		t.Fatal("again:", ok, err)
+	}
+	if l, ok := a.Lease(); !ok || l.Epoch != first.Epoch || l.Region != "eu-west" || !l.IsValid() {
+		t.Fatalf("lease %+v", l)
+	}
+	if ok, err := b.TryAcquirePrimary(ctx); ok || err != nil {
+		t.Fatal("a second process of the region:", ok, err)
+	}
+	if ok, err := b.RenewLease(ctx); ok || err != nil {
+		t.Fatal("renewed another's lease:", ok, err)
+	}
+	if err := b.ReleaseLease(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if ok, err := a.IsPrimaryVerified(ctx); !ok || err != nil {
+		t.Fatal(ok, err)
+	}
+	if region, ok, err := b.CurrentPrimary(ctx); region != "eu-west" || !ok || err != nil {
+		t.Fatal(region, ok, err)
+	}
+	held, err := a.PrimaryContext(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := a.ReleaseLease(ctx); err != nil {
+		t.Fatal(err)
+	}
+	<-held.Done()
+	var lost *baldur.LeaseLostError
+	if !errors.As(context.Cause(held), &lost) || lost.Reason != baldur.LossReleased || lost.Epoch != first.Epoch {
+		t.Fatal(context.Cause(held))
+	}
+	if _, ok, err := b.CurrentPrimary(ctx); ok || err != nil {
+		t.Fatal(ok, err)
+	}
+	if ok, err := b.TryAcquirePrimary(ctx); !ok || err != nil {
+		t.Fatal("after the release:", ok, err)
+	}
+	if l, _ := b.Lease(); l.Epoch <= first.Epoch {
+		t.Fatalf("epoch %d after %d", l.Epoch, first.Epoch)
+	}
+}
+
+func TestQuorumHandOver(t *testing.T) {
+	ctx := testCtx(t)
+	dsn := pgtest.DSN(t)
+	a, b := newQuorum(t, openPool(t, dsn), "a"), newQuorum(t, openPool(t, dsn), "b")
+	a.StartAutoRenew()
+	if _, err := a.AwaitPrimary(ctx); err != nil {
+		t.Fatal(err)
+	}
+	b.StartAutoRenew()
+	for e := range b.Watch(ctx) {
+		if e.State == baldur.LeaseHeld {
+			break
+		}
+	}
+	for range 10 {
+		began := time.Now()
+		a.StopAutoRenew()
+		if _, err := b.AwaitPrimary(ctx); err != nil {
+			t.Fatal(err)
+		}
+		t.Log(time.Since(began))
+		a, b = b, a
+		b.StartAutoRenew()
+		for range 5 { // until it listens
+			if _, _, err := b.CurrentPrimary(ctx); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}

@@ -1,0 +1,211 @@
+package baldur
+
+import (
+	"context"
+	"math/rand/v2"
+	"runtime"
+	"sync/atomic"
+	"time"
+)
+
+// Parts of the TTL.
+const (
+	pollPart    = 0.3 // how often a candidate looks: it waits a TTL from the last look that met news
+	backoffPart = 6   // the longest pause after errors is a sixth
+	retryPart   = 20  // how often it tries while only the server's clock is against it
+
+	firstBackoff = 50 * time.Millisecond
+)
+
+// StartAutoRenew has this process renew the lease while it is primary, and be a
+// candidate while it is not, on a goroutine of its own, until StopAutoRenew.
+// Errors are logged, counted in Stats, and tried again. A second call does
+// nothing. When the pool is closed it stops.
+func (q *PGQuorum) StartAutoRenew() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if !q.campaign {
+		q.campaign = true
+		q.startLocked()
+	}
+}
+
+// quorumLoop is a run of the loop.
+type quorumLoop struct {
+	end  atomic.Bool   // it is to end
+	done chan struct{} // closed when it has ended
+}
+
+// startLocked starts a loop, or has the one that there is look about.
+func (q *PGQuorum) startLocked() {
+	if q.loop == nil {
+		q.loop = &quorumLoop{done: make(chan struct{})}
+		q.last = q.loop
+		q.t.addQuorum(q)
+		go q.run(q.loop)
+	}
+	q.line.interrupt()
+}
+
+// endLoopLocked has the loop end if nothing needs it.
+func (q *PGQuorum) endLoopLocked() {
+	if q.loop != nil && !q.campaign && len(q.watchers) == 0 {
+		q.loop.end.Store(true)
+		q.loop = nil
+	}
+}
+
+// StopAutoRenew ends StartAutoRenew, releases the lease if this process is
+// primary, and returns when that is done, or has failed twice, with no goroutine
+// left, and no connection unless Watch has need of it. It may be called at any
+// time, also by WithOnAcquired's and WithOnLost's functions; if it was stopped
+// already, it does nothing.
+func (q *PGQuorum) StopAutoRenew() {
+	q.mu.Lock()
+	was := q.campaign
+	q.campaign = false
+	q.endLoopLocked()
+	last, ending := q.last, q.loop == nil
+	q.mu.Unlock()
+	if was {
+		_ = q.resign() // its errors are logged
+	}
+	if last != nil && ending {
+		q.line.interrupt()
+		<-last.done
+	}
+	q.calls.drain()
+}
+
+// Close is StopAutoRenew, and ends the channels of Watch, releases what
+// TryAcquirePrimary has got, and gives the connection up. The error is that of
+// the release.
+func (q *PGQuorum) Close() error {
+	q.mu.Lock()
+	q.campaign = false
+	q.dropWatchersLocked()
+	q.endLoopLocked()
+	last := q.last
+	q.mu.Unlock()
+	err := q.resign()
+	if last != nil {
+		q.line.interrupt()
+		<-last.done
+	}
+	q.calls.drain()
+	return err
+}
+
+// resign releases the lease and hangs up, if no loop goes on.
+func (q *PGQuorum) resign() error {
+	q.lose(LossReleased)
+	_ = q.use(context.Background())
+	defer q.letGo()
+	err := q.release(context.Background())
+	q.holdOff = q.now() // a new start is a new candidate
+	q.hangUp()
+	return err
+}
+
+// hangUp gives the connection up, if no loop needs it. The caller has the witness.
+func (q *PGQuorum) hangUp() {
+	q.mu.Lock()
+	needed := q.loop != nil
+	q.mu.Unlock()
+	if !needed {
+		q.line.close()
+		q.t.removeQuorum(q)
+	}
+}
+
+// run is the loop.
+func (q *PGQuorum) run(l *quorumLoop) {
+	defer close(l.done)
+	for {
+		q.own <- struct{}{}
+		for q.waiters.Load() > 0 { // they have interrupted us; let them go first
+			q.letGo()
+			runtime.Gosched()
+			q.own <- struct{}{}
+		}
+		if q.t.isClosed() {
+			q.mu.Lock()
+			q.campaign = false
+			q.dropWatchersLocked()
+			q.endLoopLocked()
+			q.mu.Unlock()
+			q.cfg.log.Info("baldur: the pool is closed; the lease is released", "lease", q.cfg.name)
+			q.lose(LossReleased)
+			if q.line.isOpen() {
+				_ = q.release(context.Background())
+			}
+		}
+		if l.end.Load() {
+			q.hangUp()
+			q.letGo()
+			return
+		}
+		pause := q.step()
+		// A primary needs no bell: it would hear its own renewals.
+		q.line.wait(pause, q.term.Load() == nil, func() bool { return q.waiters.Load() > 0 || l.end.Load() })
+		q.letGo()
+	}
+}
+
+// step does what is due, and returns in what time it is to be called again.
+func (q *PGQuorum) step() time.Duration {
+	ctx := context.Background()
+	now := q.now()
+	if t := q.valid(); t != nil {
+		if wait := q.renewAt - now; wait > 0 {
+			return wait
+		}
+		ok, err := q.renew(ctx, t)
+		if err != nil {
+			return min(q.backoff(), max(0, t.remaining(q.now())))
+		}
+		if ok {
+			return q.renewAt - q.now()
+		}
+	}
+	q.lose(LossExpired) // so that the loss comes before the gain
+	q.mu.Lock()
+	campaign := q.campaign
+	q.mu.Unlock()
+	var ok bool
+	var err error
+	if campaign = campaign && q.now() >= q.holdOff; campaign {
+		ok, err = q.take(ctx)
+	} else {
+		err = q.look(ctx)
+	}
+	switch {
+	case err != nil:
+		return q.backoff()
+	case ok:
+		return q.renewAt - q.now()
+	}
+	poll := time.Duration(pollPart * float64(q.cfg.ttl) * (1 - q.cfg.jitter*rand.Float64()))
+	if !campaign {
+		return poll
+	}
+	at, _ := q.watch.takeAt(q.id, q.cfg.ttl)
+	if now = q.now(); at > now {
+		return min(poll, at-now)
+	}
+	return min(poll, q.cfg.ttl/retryPart)
+}
+
+// backoff is the pause after errors in a row.
+func (q *PGQuorum) backoff() time.Duration {
+	d := q.cfg.ttl / backoffPart
+	if q.errors < 16 {
+		d = min(d, firstBackoff<<max(0, q.errors-1))
+	}
+	return q.jittered(d)
+}
+
+// jittered varies d, so that many processes do not act as one.
+func (q *PGQuorum) jittered(d time.Duration) time.Duration {
+	return d + time.Duration(float64(d)*q.cfg.jitter*(2*rand.Float64()-1))
+}

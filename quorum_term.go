@@ -1,0 +1,239 @@
+package baldur
+
+import (
+	"context"
+	"sync/atomic"
+	"time"
+)
+
+// A tenure is one hold of the lease by this process, from a confirmed
+// acquisition to its loss: what an epoch names.
+type tenure struct {
+	lease  QuorumLease // as it was acquired
+	ctx    context.Context
+	cancel context.CancelCauseFunc // with a *LeaseLostError
+}
+
+// A term is what is believed of a tenure since the last confirmation of it. It
+// is never changed: a renewal makes a new one.
+type term struct {
+	*tenure
+	deadline time.Duration // by the clock: where the belief ends
+	expires  time.Time     // of the lease, by the wall clock
+	gap      time.Duration // suspendGap when it was confirmed
+}
+
+func (t *term) remaining(now time.Duration) time.Duration { return t.deadline - now }
+
+// base is the instant that the default clock counts from.
+var base = time.Now()
+
+// now reads the clock.
+func (q *PGQuorum) now() time.Duration {
+	if q.cfg.clock != nil {
+		return q.cfg.clock()
+	}
+	return time.Since(base)
+}
+
+// IsPrimary tells whether this process is the primary at this moment: it does no
+// I/O, takes no lock and allocates nothing. It reads the clock, since a flag that
+// a timer puts down is put down late, after a pause of the process by any amount.
+//
+// What you do after it may still be too late, if the process is paused in
+// between. What must not happen twice belongs in a transaction that
+// [PGQuorum.RequirePrimary] guards.
+func (q *PGQuorum) IsPrimary() bool {
+	t := q.term.Load()
+	return t != nil && q.now() < t.deadline
+}
+
+// valid returns the term, if it is believed.
+func (q *PGQuorum) valid() *term {
+	if t := q.term.Load(); t != nil && q.now() < t.deadline {
+		return t
+	}
+	return nil
+}
+
+// Lease returns the lease that this process holds; false if it is not primary.
+func (q *PGQuorum) Lease() (QuorumLease, bool) {
+	t := q.valid()
+	if t == nil {
+		return QuorumLease{}, false
+	}
+	l := t.lease
+	l.ExpiresAt = t.expires
+	return l, true
+}
+
+// PrimaryContext returns a context that ends when this process is primary no
+// more, at the end of its belief at the latest, whatever the network does; its
+// [context.Cause] is then a [*LeaseLostError]. It ends with ctx, too.
+//
+// It returns ErrNotPrimary if this process is not primary now. To wait until it
+// is, see [PGQuorum.AwaitPrimary].
+func (q *PGQuorum) PrimaryContext(ctx context.Context) (context.Context, error) {
+	t := q.valid()
+	if t == nil {
+		return nil, ErrNotPrimary
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(t.ctx, func() { cancel(context.Cause(t.ctx)) })
+	context.AfterFunc(ctx, func() { stop() })
+	return ctx, nil
+}
+
+// AwaitPrimary waits until this process is primary, for which StartAutoRenew must
+// be in effect or someone call TryAcquirePrimary, and returns PrimaryContext's.
+// It returns ctx's cause if that ends before.
+func (q *PGQuorum) AwaitPrimary(ctx context.Context) (context.Context, error) {
+	for {
+		q.mu.Lock()
+		begun := q.begun
+		q.mu.Unlock()
+		if c, err := q.PrimaryContext(ctx); err == nil {
+			return c, nil
+		}
+		select {
+		case <-begun:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+// begin makes this process primary: by row, whose acquisition was sent at sent.
+// It reports false where the answer has come too late to be believed.
+func (q *PGQuorum) begin(row leaseRow, sent time.Duration) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	now := q.now()
+	if now >= sent+q.cfg.belief() {
+		return false
+	}
+	ctx, cancel := context.WithCancelCause(context.Background())
+	lease := QuorumLease{Region: q.cfg.region, LeaseID: q.id, AcquiredAt: time.Now(), Epoch: row.epoch}
+	lease.ExpiresAt = lease.AcquiredAt.Add(sent + q.cfg.ttl - now)
+	q.setTermLocked(&term{
+		tenure:   &tenure{lease, ctx, cancel},
+		deadline: sent + q.cfg.belief(),
+		expires:  lease.ExpiresAt,
+		gap:      suspendGap(),
+	})
+	q.stats.Elections++
+	q.cfg.log.Info("baldur: this process is primary", "lease", q.cfg.name, "region", q.cfg.region, "epoch", row.epoch)
+	if f := q.cfg.onAcquired; f != nil {
+		q.calls.add(func() { f(lease) })
+	}
+	close(q.begun)
+	q.begun = make(chan struct{})
+	return true
+}
+
+// extend moves the deadline of t, whose renewal was sent at sent, unless t is
+// over.
+func (q *PGQuorum) extend(t *term, sent time.Duration) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	now := q.now()
+	if q.term.Load() != t || t.remaining(now) <= 0 {
+		return false
+	}
+	gap := suspendGap()
+	if gap-t.gap > suspendTolerance {
+		q.loseLocked(LossSuspended)
+		return false
+	}
+	q.setTermLocked(&term{
+		tenure:   t.tenure,
+		deadline: sent + q.cfg.belief(),
+		expires:  time.Now().Add(sent + q.cfg.ttl - now),
+		gap:      gap,
+	})
+	return true
+}
+
+func (q *PGQuorum) setTermLocked(t *term) {
+	q.term.Store(t)
+	if q.guard == nil {
+		q.guard = time.AfterFunc(q.guardAfter(t), q.watchTerm)
+	} else {
+		q.guard.Reset(q.guardAfter(t))
+	}
+}
+
+// guardAfter is when to look at a term next: at its deadline, and often enough
+// before to notice a suspended machine soon after it has woken.
+func (q *PGQuorum) guardAfter(t *term) time.Duration {
+	return max(0, min(t.remaining(q.now()), q.cfg.ttl/50, 250*time.Millisecond))
+}
+
+// watchTerm ends the term at its deadline. It runs on a timer of its own: no call
+// that hangs can keep it.
+func (q *PGQuorum) watchTerm() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	t := q.term.Load()
+	if t == nil {
+		return
+	}
+	gap := suspendGap() - t.gap
+	q.stats.ClockGap = max(0, gap)
+	switch {
+	case t.remaining(q.now()) <= 0:
+		q.loseLocked(LossExpired)
+	case gap > suspendTolerance:
+		q.loseLocked(LossSuspended)
+	default:
+		q.guard.Reset(q.guardAfter(t))
+	}
+}
+
+// lose ends the term, if there is one. A term that has run out already is lost
+// for that reason.
+func (q *PGQuorum) lose(reason LossReason) (*term, bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.loseLocked(reason)
+}
+
+func (q *PGQuorum) loseLocked(reason LossReason) (*term, bool) {
+	t := q.term.Load()
+	if t == nil {
+		return nil, false
+	}
+	if t.remaining(q.now()) <= 0 {
+		reason = LossExpired
+	}
+	q.term.Store(nil)
+	q.guard.Stop()
+	t.cancel(&LeaseLostError{q.cfg.name, t.lease.Epoch, reason})
+	q.stats.Losses[reason]++
+	if reason != LossReleased {
+		q.cfg.log.Warn("baldur: this process is primary no more", "lease", q.cfg.name, "region", q.cfg.region, "epoch", t.lease.Epoch, "reason", string(reason))
+	} else {
+		q.cfg.log.Info("baldur: this process has released the lease", "lease", q.cfg.name, "region", q.cfg.region, "epoch", t.lease.Epoch)
+	}
+	if f := q.cfg.onLost; f != nil {
+		lease := t.lease
+		lease.ExpiresAt = t.expires
+		q.calls.add(func() { f(lease, reason) })
+	}
+	return t, true
+}
+
+// suspendTolerance is by how much the clock that counts the time of a suspended
+// machine may get ahead of the one that does not.
+const suspendTolerance = 50 * time.Millisecond
+
+// suspendGap is for how long the machine has been suspended since it booted.
+func suspendGap() time.Duration {
+	if f := fakeSuspendGap.Load(); f != nil {
+		return (*f)()
+	}
+	return bootGap()
+}
+
+// fakeSuspendGap is for tests: no test can suspend its machine.
+var fakeSuspendGap atomic.Pointer[func() time.Duration]
