@@ -33,7 +33,6 @@ type link struct {
 	beside *sql.DB     // conn's, if that is not of the pool
 	sock   *socket     // nil: the driver dials by itself
 	table  string      // quoted
-	system string      // the server's system identifier
 	pid    int         // of the server's process; 0: behind a pooler, or not known
 	listen bool        // LISTENs
 	proved bool        // the server's advisory locks lock
@@ -159,10 +158,10 @@ func (l *link) examine(ctx context.Context) error {
 		var table, persistence, comment sql.NullString
 		var version string
 		err := l.queryRow(ctx, `SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('transaction_read_only')='on', pg_catalog.version(),
- (SELECT system_identifier::text FROM pg_catalog.pg_control_system()), pg_catalog.pg_backend_pid(),
+ pg_catalog.pg_backend_pid(),
  pg_catalog.quote_ident(n.nspname)||'.'||pg_catalog.quote_ident(c.relname), c.relpersistence::text, pg_catalog.obj_description(c.oid,'pg_class')
  FROM (SELECT pg_catalog.to_regclass('`+leaseTable+`') AS oid) t LEFT JOIN pg_catalog.pg_class c ON c.oid=t.oid LEFT JOIN pg_catalog.pg_namespace n ON n.oid=c.relnamespace`,
-			&recovery, &readOnly, &version, &l.system, &l.pid, &table, &persistence, &comment)
+			&recovery, &readOnly, &version, &l.pid, &table, &persistence, &comment)
 		if err != nil {
 			return err
 		}
@@ -209,13 +208,13 @@ func (l *link) greet(ctx context.Context) error {
 	w := pgWitness{l.cfg, l}
 	var there bool
 	began := time.Now()
-	err := l.queryRow(ctx, fmt.Sprintf("SELECT EXISTS (SELECT FROM %s WHERE name=%s)", l.table, w.name()), &there)
+	err := l.queryRow(ctx, w.fill(leaseExists), &there)
 	rtt := time.Since(began)
 	if err != nil {
 		return err
 	}
 	if !there {
-		if err := l.exec(ctx, w.leaseInsert()); err != nil {
+		if err := l.exec(ctx, w.fill(leaseInsert)); err != nil {
 			return err
 		}
 	}

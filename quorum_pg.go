@@ -196,7 +196,7 @@ func (q *PGQuorum) take(ctx context.Context) (bool, error) {
 	ctx, cancel := q.attempt(ctx)
 	defer cancel()
 	sent, waited := q.now(), max(0, now-q.watch.since)
-	row, ok, err := q.witness.acquire(ctx, q.id, q.watch.row, now >= anyway)
+	row, ok, err := q.witness.acquire(ctx, q.id, q.watch.row, q.watch.top, now >= anyway)
 	if err != nil {
 		q.maybe = q.maybe || !isRefusal(err)
 		return false, q.failed("acquire", err)

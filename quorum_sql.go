@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"strconv"
 	"strings"
 	"time"
 
@@ -24,73 +25,103 @@ type pgWitness struct {
 
 var _ witness = pgWitness{}
 
-// The columns of a reply. %[1]s is the table.
+// The statements. What is in braces is filled in by pgWitness.sql.
 const (
-	leaseTimeline = "('x'||substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()),1,8))::bit(32)::bigint"
-	leaseColumns  = "epoch, renew_seq, coalesce(lease_id,''), coalesce(region,''), ttl_ms, expires_at <= pg_catalog.clock_timestamp()," +
-		" coalesce(acquired_at,'epoch'), expires_at, " + leaseTimeline
+	leaseColumns = `epoch, renew_seq, coalesce(lease_id, ''), coalesce(region, ''), ttl_ms, expires_at <= pg_catalog.clock_timestamp(),
+	coalesce(acquired_at, 'epoch'), expires_at, {timeline}, {system}`
 
-	// What a commit of the lease must not lose in a crash: a session's, or the
-	// server's, own setting may be less.
-	leaseDurable = "CASE WHEN pg_catalog.current_setting('synchronous_commit') IN ('off','local','remote_write')" +
-		" THEN pg_catalog.set_config('synchronous_commit','on',true) END"
+	leaseObserve = `SELECT true, ` + leaseColumns + ` FROM {table} WHERE name = {name}`
 
 	// The row as it has become, or else as it was.
-	leaseReply = " SELECT true, " + leaseColumns + " FROM u UNION ALL" +
-		" SELECT false, " + leaseColumns + " FROM %[1]s WHERE name=%[2]s AND NOT EXISTS (SELECT FROM u)"
+	leaseReply = `
+SELECT true, ` + leaseColumns + ` FROM u UNION ALL
+SELECT false, ` + leaseColumns + ` FROM {table} WHERE name = {name} AND NOT EXISTS (SELECT FROM u)`
+
+	// One candidate at a time: the others need not queue for the row's lock, behind
+	// the transactions that the holder guards. The lock_timeout makes a wait for
+	// these end as a refusal, before the attempt is cut.
+	leaseAcquire = `
+WITH g AS MATERIALIZED (
+	SELECT pg_catalog.pg_try_advisory_xact_lock({key}) AS got, pg_catalog.set_config('lock_timeout', '{patience}', true), {durable}
+), u AS (
+	UPDATE {table} l SET epoch = greatest(l.epoch, {floor}, {timeline} << {shift}) + 1, lease_id = {id}, region = {region}, renew_seq = 0, ttl_ms = {ttl},
+		acquired_at = pg_catalog.clock_timestamp(), renewed_at = pg_catalog.clock_timestamp(), expires_at = {expiry}
+	FROM g WHERE g.got AND l.name = {name}
+		AND l.epoch = {seen_epoch} AND l.renew_seq = {seen_seq} AND {timeline} = {seen_timeline} AND {system} = {seen_system}
+		AND (l.lease_id IS NULL OR l.lease_id = {id} OR l.expires_at <= pg_catalog.clock_timestamp() OR {ignore_clock})
+	RETURNING l.*, pg_catalog.pg_notify({channel}, '')
+)` + leaseReply
+
+	// It does not look at the expiry: nobody else has taken the epoch, and the
+	// holder asks only while it believes. So a server's clock that is set forward
+	// deposes nobody.
+	leaseRenew = `
+WITH g AS MATERIALIZED (SELECT {durable}), u AS (
+	UPDATE {table} l SET renew_seq = l.renew_seq + 1, renewed_at = pg_catalog.clock_timestamp(), expires_at = {expiry}
+	FROM g WHERE l.name = {name} AND l.lease_id = {id} AND l.epoch = {epoch}
+	RETURNING l.*, pg_catalog.pg_notify({channel}, '')
+)` + leaseReply
+
+	leaseRelease = `
+WITH g AS MATERIALIZED (SELECT {durable}), u AS (
+	UPDATE {table} l SET renew_seq = l.renew_seq + 1, lease_id = NULL, expires_at = pg_catalog.clock_timestamp()
+	FROM g WHERE l.name = {name} AND l.lease_id = {id} AND l.epoch = {epoch}
+	RETURNING l.*, pg_catalog.pg_notify({channel}, '')
+)` + leaseReply
+
+	// A new lease's epoch is of no timeline, so that the first candidate waits as
+	// after a failover, which may have lost the row; but before the first timeline
+	// there was none.
+	leaseInsert = `
+INSERT INTO {table} (name, epoch)
+SELECT {name}, CASE t WHEN 1 THEN t << {shift} ELSE 0 END FROM (SELECT {timeline}) AS x(t) ON CONFLICT DO NOTHING`
+
+	leaseExists = `SELECT EXISTS (SELECT FROM {table} WHERE name = {name})`
 )
 
+// fill fills a statement in: with what pairs has, placeholders and their values in
+// turn, and with what is the same in all.
+func (w pgWitness) fill(statement string, pairs ...string) string {
+	const (
+		timeline = "('x' || substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8))::bit(32)::bigint"
+		system   = "(SELECT system_identifier::text FROM pg_catalog.pg_control_system())"
+
+		// What a commit of the lease must not lose in a crash: a session's, or the
+		// server's, own setting may be less.
+		durable = "CASE WHEN pg_catalog.current_setting('synchronous_commit') IN ('off', 'local', 'remote_write')" +
+			" THEN pg_catalog.set_config('synchronous_commit', 'on', true) END"
+	)
+	ttl := strconv.FormatInt(w.cfg.ttl.Milliseconds(), 10)
+	return strings.NewReplacer(append(pairs,
+		"{table}", w.link.table, "{name}", pq.QuoteLiteral(w.cfg.name), "{region}", pq.QuoteLiteral(w.cfg.region),
+		"{channel}", pq.QuoteLiteral(leaseChannel(w.cfg.name)), "{key}", strconv.FormatInt(leaseLockKey(leaseTable+":"+w.cfg.name), 10),
+		"{ttl}", ttl, "{expiry}", "pg_catalog.clock_timestamp() + "+ttl+" * interval '1 ms'",
+		"{timeline}", timeline, "{system}", system, "{shift}", strconv.Itoa(timelineShift), "{durable}", durable)...).Replace(statement)
+}
+
 func (w pgWitness) observe(ctx context.Context) (leaseRow, error) {
-	row, _, err := w.ask(ctx, func() string {
-		return fmt.Sprintf("SELECT true, "+leaseColumns+" FROM %s WHERE name=%s", w.link.table, w.name())
-	})
+	row, _, err := w.ask(ctx, leaseObserve)
 	return row, err
 }
 
-func (w pgWitness) acquire(ctx context.Context, id string, seen leaseRow, ignoreClock bool) (leaseRow, bool, error) {
+func (w pgWitness) acquire(ctx context.Context, id string, seen leaseRow, floor int64, ignoreClock bool) (leaseRow, bool, error) {
 	if err := w.link.open(ctx); err != nil {
 		return leaseRow{}, false, refusal{err}
 	}
 	defer w.link.killGuards(ctx)()
-	return w.ask(ctx, func() string {
-		expired := "l.expires_at <= pg_catalog.clock_timestamp()"
-		if ignoreClock {
-			expired = "true"
-		}
-		// One candidate at a time: the others need not queue for the row's lock,
-		// behind the transactions that the holder guards. The lock_timeout makes a
-		// wait for these end as a refusal, before the attempt is cut.
-		return fmt.Sprintf("WITH g AS MATERIALIZED (SELECT pg_catalog.pg_try_advisory_xact_lock(%[3]d) AS got, pg_catalog.set_config('lock_timeout','%[4]dms',true), "+leaseDurable+
-			"), u AS (UPDATE %[1]s l SET epoch=greatest(l.epoch,"+leaseTimeline+"<<%[5]d)+1, lease_id=%[6]s, region=%[7]s, renew_seq=0, ttl_ms=%[8]d,"+
-			" acquired_at=pg_catalog.clock_timestamp(), renewed_at=pg_catalog.clock_timestamp(), expires_at=pg_catalog.clock_timestamp()+%[8]d*interval '1 ms'"+
-			" FROM g WHERE g.got AND l.name=%[2]s AND l.epoch=%[9]d AND l.renew_seq=%[10]d AND (l.lease_id IS NULL OR l.lease_id=%[6]s OR %[11]s)"+
-			" RETURNING l.*, pg_catalog.pg_notify(%[12]s,''))"+leaseReply,
-			w.link.table, w.name(), leaseLockKey(leaseTable+":"+w.cfg.name), max(1, (w.cfg.attempt*4/5).Milliseconds()), timelineShift,
-			pq.QuoteLiteral(id), pq.QuoteLiteral(w.cfg.region), w.cfg.ttl.Milliseconds(), seen.epoch, seen.seq, expired, w.channel())
-	})
+	return w.ask(ctx, leaseAcquire, "{id}", pq.QuoteLiteral(id), "{floor}", strconv.FormatInt(floor, 10),
+		"{seen_epoch}", strconv.FormatInt(seen.epoch, 10), "{seen_seq}", strconv.FormatInt(seen.seq, 10),
+		"{seen_timeline}", strconv.FormatInt(seen.witness.timeline, 10), "{seen_system}", pq.QuoteLiteral(seen.witness.system),
+		"{ignore_clock}", strconv.FormatBool(ignoreClock), "{patience}", fmt.Sprintf("%dms", max(1, (w.cfg.attempt*4/5).Milliseconds())))
 }
 
-// renew does not look at the expiry: nobody else has taken the epoch, and the
-// holder asks only while it believes. So a server's clock that is set forward
-// deposes nobody.
 func (w pgWitness) renew(ctx context.Context, id string, epoch int64) (leaseRow, bool, error) {
-	return w.update(ctx, id, epoch, fmt.Sprintf("renewed_at=pg_catalog.clock_timestamp(), expires_at=pg_catalog.clock_timestamp()+%d*interval '1 ms'", w.cfg.ttl.Milliseconds()))
+	return w.ask(ctx, leaseRenew, "{id}", pq.QuoteLiteral(id), "{epoch}", strconv.FormatInt(epoch, 10))
 }
 
 func (w pgWitness) release(ctx context.Context, id string, epoch int64) (leaseRow, bool, error) {
-	return w.update(ctx, id, epoch, "lease_id=NULL, expires_at=pg_catalog.clock_timestamp()")
+	return w.ask(ctx, leaseRelease, "{id}", pq.QuoteLiteral(id), "{epoch}", strconv.FormatInt(epoch, 10))
 }
-
-func (w pgWitness) update(ctx context.Context, id string, epoch int64, set string) (leaseRow, bool, error) {
-	return w.ask(ctx, func() string {
-		return fmt.Sprintf("WITH g AS MATERIALIZED (SELECT "+leaseDurable+"), u AS (UPDATE %[1]s l SET renew_seq=l.renew_seq+1, %[3]s"+
-			" FROM g WHERE l.name=%[2]s AND l.lease_id=%[4]s AND l.epoch=%[5]d RETURNING l.*, pg_catalog.pg_notify(%[6]s,''))"+leaseReply,
-			w.link.table, w.name(), set, pq.QuoteLiteral(id), epoch, w.channel())
-	})
-}
-
-func (w pgWitness) name() string    { return pq.QuoteLiteral(w.cfg.name) }
-func (w pgWitness) channel() string { return pq.QuoteLiteral(leaseChannel(w.cfg.name)) }
 
 // leaseChannel is what changes of a lease are notified on.
 func leaseChannel(name string) string {
@@ -106,27 +137,19 @@ func leaseLockKey(name string) int64 {
 
 var errNoRow = errors.New("the lease has no row")
 
-// ask sends one statement, which is made once there is a connection.
-func (w pgWitness) ask(ctx context.Context, query func() string) (row leaseRow, ok bool, err error) {
+// ask sends a statement and reads its reply.
+func (w pgWitness) ask(ctx context.Context, statement string, pairs ...string) (row leaseRow, ok bool, err error) {
 	if err := w.link.open(ctx); err != nil {
 		return row, false, refusal{err} // nothing was sent
 	}
 	var ttl int64
-	row.witness.system = w.link.system
-	err = w.link.queryRow(ctx, query(), &ok, &row.epoch, &row.seq, &row.leaseID, &row.region, &ttl, &row.expired, &row.acquired, &row.expires, &row.witness.timeline)
+	err = w.link.queryRow(ctx, w.fill(statement, pairs...), &ok, &row.epoch, &row.seq, &row.leaseID, &row.region, &ttl, &row.expired,
+		&row.acquired, &row.expires, &row.witness.timeline, &row.witness.system)
 	if err != nil {
 		return leaseRow{}, false, err
 	}
 	row.ttl = time.Duration(ttl) * time.Millisecond
 	return row, ok, nil
-}
-
-// leaseInsert makes the row of a lease that is new. Its epoch is of no timeline,
-// so that the first candidate waits as after a failover, which may have lost the
-// row; but in the first timeline there was none.
-func (w pgWitness) leaseInsert() string {
-	return fmt.Sprintf("INSERT INTO %s (name, epoch) SELECT %s, CASE t WHEN 1 THEN t<<%d ELSE 0 END FROM (SELECT %s) AS x(t) ON CONFLICT DO NOTHING",
-		w.link.table, w.name(), timelineShift, leaseTimeline)
 }
 
 // refuse explains an answer of the server's to which there is more to say.

@@ -12,10 +12,11 @@ import (
 type witness interface {
 	// observe reads the row.
 	observe(ctx context.Context) (leaseRow, error)
-	// acquire makes id the holder, if the row's version is still that of seen,
-	// and it is free, id's already, or expired by the server's clock, which
-	// ignoreClock leaves out. It returns the row as it is then, or else as it was.
-	acquire(ctx context.Context, id string, seen leaseRow, ignoreClock bool) (row leaseRow, ok bool, err error)
+	// acquire makes id the holder, if this is still the server and the version of
+	// seen (a failover may bring an old version back), and the row is free, id's already, or expired by the server's clock, which
+	// ignoreClock leaves out. The new epoch is above the row's and above floor. It
+	// returns the row as it is then, or else as it was.
+	acquire(ctx context.Context, id string, seen leaseRow, floor int64, ignoreClock bool) (row leaseRow, ok bool, err error)
 	// renew moves the expiry, if the row is still id's of this epoch.
 	renew(ctx context.Context, id string, epoch int64) (row leaseRow, ok bool, err error)
 	// release frees the row, if it is still id's of this epoch.
@@ -79,7 +80,7 @@ type leaseWatch struct {
 	since   time.Duration // when this version was received first
 	suspect bool          // the witness has become another one, or has lost an epoch
 	born    time.Duration // when this witness was first heard of
-	top     int64         // the highest epoch seen
+	top     int64         // the highest epoch seen, of any witness
 }
 
 // note takes in a row that was received at that time. It must not be counted
@@ -88,7 +89,7 @@ func (w *leaseWatch) note(row leaseRow, at time.Duration) (changed bool) {
 	switch {
 	case !w.seen:
 		w.seen, w.born = true, at
-	case row.witness != w.row.witness, row.epoch < w.top:
+	case row.witness != w.row.witness, row.epoch < w.row.epoch:
 		w.suspect, w.born = true, at
 	case row.sameVersion(w.row):
 		w.row.expired = row.expired
