@@ -26,7 +26,7 @@ type bunItem struct {
 func TestBun(t *testing.T) {
 	db := open(t)
 	b := bun.NewDB(db, pgdialect.New())
-	ctx := t.Context()
+	ctx := context.Background()
 	must(b.NewCreateTable().Model((*bunItem)(nil)).Exec(ctx))
 
 	items := []bunItem{{Name: "nail", Quantity: 100, Tags: []string{"iron", "small"}}, {Name: "saw"}}
@@ -91,7 +91,7 @@ func TestBun(t *testing.T) {
 
 func TestBunMigrate(t *testing.T) {
 	db := open(t)
-	ctx := t.Context()
+	ctx := context.Background()
 	migrations := migrate.NewMigrations()
 	check(t, migrations.Discover(fstest.MapFS{
 		"1_items.tx.up.sql":   {Data: []byte(createItems)},

@@ -72,7 +72,8 @@ func open(t *testing.T) *sql.DB {
 
 // watch makes the test fail if somebody is accused while it runs, or if at its
 // end, which is when what it does after watch is cleaned up, the pool is not as
-// it was. It closes db.
+// it was. It closes db. The tests' calls are on a ctx that does not end, as
+// t.Context does before the clean-up: database/sql takes back what is on that.
 func watch(t *testing.T, db *sql.DB) {
 	t.Helper()
 	db.SetMaxOpenConns(maxOpen)
@@ -207,7 +208,7 @@ func wantBareConflict(t *testing.T, err error) {
 // its ctx has ended, with an error that says so. It returns the sleeper.
 func wantCancel(t *testing.T, db *sql.DB, sleep func(ctx context.Context) error) (sleeper baldur.ConnectionInfo) {
 	t.Helper()
-	ctx, cancel := context.WithCancel(t.Context())
+	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	done := make(chan error, 1)
 	go func() { done <- sleep(ctx) }()

@@ -32,7 +32,7 @@ func TestGooseLock(t *testing.T) {
 
 func useGoose(t *testing.T, db *sql.DB, opts ...goose.ProviderOption) {
 	t.Helper()
-	ctx := t.Context()
+	ctx := context.Background()
 	var line string
 	var before, after error
 	conflict := goose.NewGoMigration(4,
@@ -89,7 +89,7 @@ func TestGooseFunctions(t *testing.T) {
 	goose.SetBaseFS(gooseFiles)
 	goose.SetLogger(goose.NopLogger())
 	check(t, goose.SetDialect("postgres"))
-	check(t, goose.UpContext(t.Context(), db, "."))
+	check(t, goose.UpContext(context.Background(), db, "."))
 	wantNames(t, db, "nail")
-	check(t, goose.ResetContext(t.Context(), db, "."))
+	check(t, goose.ResetContext(context.Background(), db, "."))
 }

@@ -1,6 +1,7 @@
 package compat
 
 import (
+	"context"
 	"database/sql"
 	"errors"
 	"testing"
@@ -76,7 +77,7 @@ func TestMigrate(t *testing.T) {
 func TestMigrateLabelled(t *testing.T) {
 	db := open(t)
 	tracker := baldur.TrackerOf(db)
-	ctx := t.Context()
+	ctx := context.Background()
 	line := nextLine()
 	conn, err := db.Conn(ctx)
 	check(t, err)

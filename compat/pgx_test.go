@@ -30,7 +30,7 @@ func openPgx(t *testing.T) *sql.DB {
 
 func TestPgx(t *testing.T) {
 	db := openPgx(t)
-	ctx := t.Context()
+	ctx := context.Background()
 	must(db.ExecContext(ctx, createItems))
 	const insert = "INSERT INTO items (name) VALUES ($1)"
 	must(db.ExecContext(ctx, insert, "nail"))

@@ -1,6 +1,7 @@
 package compat
 
 import (
+	"context"
 	"database/sql/driver"
 	"testing"
 
@@ -12,7 +13,7 @@ import (
 // TestPq: lib/pq's functions on a connection need its own, and panic on another.
 func TestPq(t *testing.T) {
 	db := open(t)
-	ctx := t.Context()
+	ctx := context.Background()
 	conn, err := db.Conn(ctx)
 	check(t, err)
 	defer conn.Close()

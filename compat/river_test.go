@@ -48,7 +48,7 @@ func (w *addWorker) Work(ctx context.Context, job *river.Job[addArgs]) error {
 
 func TestRiver(t *testing.T) {
 	db := open(t)
-	ctx := t.Context()
+	ctx := context.Background()
 	must(db.ExecContext(ctx, createItems))
 	driver := riverdatabasesql.New(db)
 	migrator, err := rivermigrate.New(driver, nil)

@@ -9,7 +9,7 @@ import (
 
 func TestScany(t *testing.T) {
 	db := open(t)
-	ctx := t.Context()
+	ctx := context.Background()
 	must(db.ExecContext(ctx, createItems))
 	const insert = "INSERT INTO items (name) VALUES ($1) RETURNING *"
 

@@ -12,7 +12,7 @@ import (
 
 func TestSqlc(t *testing.T) {
 	db := open(t)
-	ctx := t.Context()
+	ctx := context.Background()
 	must(db.ExecContext(ctx, createItems))
 	t.Run("unprepared", func(t *testing.T) {
 		useSqlc(t, sqlcdb.New(db))
@@ -36,7 +36,7 @@ func TestSqlc(t *testing.T) {
 
 func useSqlc(t *testing.T, queries *sqlcdb.Queries) {
 	t.Helper()
-	ctx := t.Context()
+	ctx := context.Background()
 	for _, name := range []string{"nail", "saw"} {
 		must(queries.AddItem(ctx, sqlcdb.AddItemParams{Name: name, Quantity: 1}))
 	}

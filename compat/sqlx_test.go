@@ -44,7 +44,7 @@ func TestSqlxUnbound(t *testing.T) {
 
 func useSqlx(t *testing.T, x *sqlx.DB) {
 	t.Helper()
-	ctx := t.Context()
+	ctx := context.Background()
 	x.MustExecContext(ctx, createItems)
 
 	const insert = "INSERT INTO items (name, quantity) VALUES (:name, :quantity)"

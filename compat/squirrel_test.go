@@ -9,7 +9,7 @@ import (
 
 func TestSquirrel(t *testing.T) {
 	db := open(t)
-	ctx := t.Context()
+	ctx := context.Background()
 	must(db.ExecContext(ctx, createItems))
 	psql := sq.StatementBuilder.PlaceholderFormat(sq.Dollar).RunWith(db)
 
