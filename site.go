@@ -15,7 +15,7 @@ type siteInfo struct {
 
 // siteCache keeps a tracker's siteInfos, made when a report first meets a site.
 type siteCache struct {
-	skip []string // packages beside notApplication
+	skip []string // packages beside libraries
 	m    sync.Map // *stack.Site → *siteInfo
 }
 
@@ -30,38 +30,51 @@ func (c *siteCache) of(s *stack.Site) *siteInfo {
 	return v.(*siteInfo)
 }
 
-// notApplication are the packages that a call site is never in: what stands
-// between an application and its driver. An entry that ends in a slash stands
-// for all packages below it.
-var notApplication = []string{
-	"runtime",
+// plumbing are the packages at the inner end of every stack. In these lists an
+// entry that ends in a slash stands for all packages below it.
+var plumbing = []string{
 	"database/sql",
 	"github.com/baldur-go/baldur",
 	"github.com/baldur-go/baldur/internal/",
-	"github.com/XSAM/otelsql",
-	"github.com/jmoiron/sqlx",
-	"github.com/jmoiron/sqlx/",
-	"gorm.io/",
-	"github.com/uptrace/bun",
-	"github.com/uptrace/bun/",
+	"runtime",
+}
+
+// libraries are the others that a call site is not in: what stands between an
+// application and database/sql.
+var libraries = []string{
+	"ariga.io/atlas/",
 	"entgo.io/ent/",
 	"github.com/Masterminds/squirrel",
+	"github.com/XSAM/otelsql",
 	"github.com/georgysavva/scany/",
+	"github.com/golang-migrate/migrate/",
+	"github.com/jmoiron/sqlx",
+	"github.com/pressly/goose/",
+	"github.com/riverqueue/river",
+	"github.com/riverqueue/river/",
+	"github.com/uptrace/bun",
+	"github.com/uptrace/bun/",
+	"gorm.io/",
 }
 
 func (c *siteCache) resolve(all []stack.Frame) *siteInfo {
 	info := &siteInfo{kind: KindUnknown}
-	start := -1
+	start, library := -1, -1
 	for i, f := range all {
 		if k, ok := entryKinds[f.Function]; ok && start < 0 {
 			info.kind = k // the outermost of database/sql's own frames wins
 		}
-		if start < 0 && !c.skips(f) {
+		if library < 0 && !isOf(f, plumbing) {
+			library = i
+		}
+		if start < 0 && !isOf(f, plumbing, libraries, c.skip) {
 			start = i
 		}
 	}
-	// Nothing but libraries: better all of it than nothing.
-	for _, f := range all[max(start, 0):] {
+	if start < 0 { // a goroutine of a library's own
+		start = max(library, 0)
+	}
+	for _, f := range all[start:] {
 		if f.Function != "runtime.goexit" {
 			info.frames = append(info.frames, Frame{f.Function, f.File, f.Line})
 		}
@@ -69,12 +82,13 @@ func (c *siteCache) resolve(all []stack.Frame) *siteInfo {
 	return info
 }
 
-func (c *siteCache) skips(f stack.Frame) bool {
+// isOf tells whether a frame is of a package in one of the lists.
+func isOf(f stack.Frame, lists ...[]string) bool {
 	if strings.HasSuffix(f.File, "_test.go") {
 		return false // a package's own tests are an application of it
 	}
 	pkg := packageOf(f.Function)
-	for _, list := range [][]string{notApplication, c.skip} {
+	for _, list := range lists {
 		for _, p := range list {
 			if pkg == p || strings.HasSuffix(p, "/") && strings.HasPrefix(pkg, p) {
 				return true
