@@ -1,0 +1,5 @@
+//go:build !race
+
+package leadershipmodel
+
+const raceEnabled = false
