@@ -100,25 +100,25 @@
 //
 // Each mistake was found, by a trace as short as there is: go test -v prints it.
 //
-//	   states  steps
-//	    2 016     14  deadline from the reply
-//	   35 171     15  watch from the send (the server's clock steps: alone it hides it)
-//	    6 070     14  the server's clock alone, step > margin
-//	    3 916     14  no margin, a client's clock loses a tick
-//	    9 465     15  margin 1, a client's clock loses two ticks
-//	   84 163     23  release of whoever holds it
-//	    2 474     14  release sent while believing
-//	   50 374     21  lease id kept after a release
-//	      784     12  renewal by region
-//	       63      6  row lost: epoch reused
-//	    3 548     15  fence that locks nothing: commit of a fenced epoch
-//	    9 308     14  failover, no quarantine
-//	   14 462     15  failover, quarantine shorter than the belief
-//	    9 520     14  failover, a fresh process trusts a released row
-//	  128 782     22  failover, own lease adopted in the quarantine
-//	  217 285     20  failover, takeover not bound to the identity
-//	   52 537     19  failover, renewal counts after the lease lapsed
-//	    8 953     14  failover, epoch a plain counter: epoch reused
-//	   37 196     15  pg_upgrade and failover, epoch above timeline<<32 only: epoch reused
-//	  111 922     17  pg_upgrade and failover, trust by the epoch's upper half
+//	 states  steps
+//	  2 016     14  deadline from the reply
+//	 35 171     15  watch from the send (the server's clock steps: alone it hides it)
+//	  6 070     14  the server's clock alone, step > margin
+//	  3 916     14  no margin, a client's clock loses a tick
+//	  9 465     15  margin 1, a client's clock loses two ticks
+//	 84 163     23  release of whoever holds it
+//	  2 474     14  release sent while believing
+//	 50 374     21  lease id kept after a release
+//	    784     12  renewal by region
+//	     63      6  row lost: epoch reused
+//	  3 548     15  fence that locks nothing: commit of a fenced epoch
+//	  9 308     14  failover, no quarantine
+//	 14 462     15  failover, quarantine shorter than the belief
+//	  9 520     14  failover, a fresh process trusts a released row
+//	128 782     22  failover, own lease adopted in the quarantine
+//	217 285     20  failover, takeover not bound to the identity
+//	 52 537     19  failover, renewal counts after the lease lapsed
+//	  8 953     14  failover, epoch a plain counter: epoch reused
+//	 37 196     15  pg_upgrade and failover, epoch above timeline<<32 only: epoch reused
+//	111 922     17  pg_upgrade and failover, trust by the epoch's upper half
 package leadershipmodel
