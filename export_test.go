@@ -1,6 +1,9 @@
 package baldur
 
-import "database/sql/driver"
+import (
+	"database/sql/driver"
+	"time"
+)
 
 // RecordOf returns the ConnectionID of a tracked connection, and what it wraps.
 func RecordOf(dc any) (int64, driver.Conn) {
@@ -14,4 +17,11 @@ func RecordOf(dc any) (int64, driver.Conn) {
 	}
 	c := dc.(*conn)
 	return c.rec.id, c.inner
+}
+
+// FakeSuspendGap has the machine suspended for d so far.
+func FakeSuspendGap(d time.Duration) (restore func()) {
+	f := func() time.Duration { return d }
+	fakeSuspendGap.Store(&f)
+	return func() { fakeSuspendGap.Store(nil) }
 }
