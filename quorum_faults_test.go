@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -139,20 +138,6 @@ func TestQuorumRefuses(t *testing.T) {
 		proxy.Delay(faultproxy.ToServer, 110*time.Millisecond)
 		refused(t, dsn, "TTL >= 4*", baldur.WithLeaseTTL(shortTTL/2))
 	})
-	t.Run("standby", func(t *testing.T) {
-		server := pgtest.Server(t)
-		mustAcquire(t, newQuorum(t, openPool(t, server.DSN("postgres")), "a", baldur.WithLeaseTTL(shortTTL)))
-		if err := server.Crash(); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(filepath.Join(server.DataDir(), "standby.signal"), nil, 0o644); err != nil {
-			t.Fatal(err)
-		}
-		if err := server.Restart(testCtx(t)); err != nil {
-			t.Fatal(err)
-		}
-		refused(t, server.DSN("postgres"), "standby")
-	})
 	t.Run("nobody there", func(t *testing.T) {
 		refused(t, "postgres://u:secret@127.0.0.1:1/x?sslmode=disable", "connect")
 	})
@@ -188,8 +173,6 @@ func TestQuorumSilentNetwork(t *testing.T) {
 		t.Run(fmt.Sprint(d), func(t *testing.T) {
 			ctx := testCtx(t)
 			dsn, proxy := pgtest.Proxy(t)
-			direct := pgtest.DSN(t)
-			_ = direct
 			lost := make(chan baldur.LossReason, 1)
 			a := newQuorum(t, openPool(t, dsn), "a", baldur.WithLeaseTTL(shortTTL), baldur.WithOnLost(func(_ baldur.QuorumLease, r baldur.LossReason) { lost <- r }))
 			a.StartAutoRenew()

@@ -22,7 +22,9 @@ const (
 	leaseSchema = `
 CREATE TABLE IF NOT EXISTS ` + leaseTable + ` (
 	name        text PRIMARY KEY,
-	epoch       bigint NOT NULL,             -- fencing token: timeline << 32 | count, never decreases
+	epoch       bigint NOT NULL,             -- fencing token, never decreases
+	system_id   bigint,                      -- which server gave the epoch: NULL where none has
+	timeline    bigint,                      -- and in which of its timelines
 	lease_id    text,                        -- of the holder; NULL: free
 	region      text,                        -- of the holder, or the last one
 	renew_seq   bigint NOT NULL DEFAULT 0,

@@ -36,11 +36,11 @@ import (
 //     again, by another compare-and-swap: an epoch names one unbroken belief.
 //   - The lease is committed with synchronous_commit = on, whatever the session
 //     or server has, in a LOGGED table.
-//   - After a failover, which shows in the timeline, or where an epoch has gone
-//     back, the row may have lost the last acquisitions. Until an epoch of the
-//     present timeline is given, a candidate waits a TTL from when it has first
-//     heard of this server; who believes goes on, and renews. Epochs contain the
-//     timeline, so that none is given twice.
+//   - After a failover, which shows in the server's timeline, or a change of the
+//     server, or where an epoch has gone back, the row may have lost the last
+//     acquisitions. Until an epoch was given by this server in this timeline, a
+//     candidate waits a TTL from when it has first heard of it; who believes goes
+//     on, and renews. Epochs rise with the timeline, so that none is given twice.
 //   - A belief ends by the clock: IsPrimary reads it, and a timer ends the
 //     contexts of PrimaryContext and calls WithOnLost's function, whatever the
 //     network does. If the machine was suspended the belief ends as soon as it
@@ -155,6 +155,9 @@ func (q *PGQuorum) letGo() { <-q.own }
 // attempt is the ctx of one request. A holder leaves itself time for another one.
 func (q *PGQuorum) attempt(ctx context.Context) (context.Context, context.CancelFunc) {
 	d := q.cfg.attempt
+	if !q.line.isOpen() {
+		d = 2 * q.cfg.ttl // to connect takes several round trips
+	}
 	if t := q.valid(); t != nil {
 		d = min(d, t.remaining(q.now())/2)
 	}
@@ -201,7 +204,10 @@ func (q *PGQuorum) take(ctx context.Context) (bool, error) {
 		q.maybe = q.maybe || !isRefusal(err)
 		return false, q.failed("acquire", err)
 	}
-	q.heard(row)
+	if err := q.heard(row); err != nil {
+		q.maybe = true
+		return false, q.failed("acquire", err)
+	}
 	if !ok {
 		return false, nil
 	}
@@ -223,7 +229,9 @@ func (q *PGQuorum) look(ctx context.Context) error {
 	if err != nil {
 		return q.failed("observe", err)
 	}
-	q.heard(row)
+	if err := q.heard(row); err != nil {
+		return q.failed("observe", err)
+	}
 	return nil
 }
 
@@ -252,7 +260,9 @@ func (q *PGQuorum) renew(ctx context.Context, t *term) (bool, error) {
 		return q.IsPrimary(), q.failed("renew", err)
 	}
 	received := q.now()
-	q.heard(row)
+	if err := q.heard(row); err != nil {
+		return q.IsPrimary(), q.failed("renew", err)
+	}
 	if !ok {
 		if row.witness != before || row.epoch < t.lease.Epoch {
 			q.lose(LossFailover)
@@ -316,7 +326,9 @@ func (q *PGQuorum) releaseOnce(ctx context.Context) error {
 			q.maybe = true
 			return q.failed("release", err)
 		}
-		q.heard(row)
+		if err := q.heard(row); err != nil {
+			return q.failed("release", err)
+		}
 	}
 	q.maybe = false
 	return nil
@@ -361,16 +373,23 @@ func (q *PGQuorum) IsPrimaryVerified(ctx context.Context) (bool, error) {
 	return q.IsPrimary(), nil
 }
 
-// heard takes in a row that has just been received.
-func (q *PGQuorum) heard(row leaseRow) {
+// heard takes in a row that has just been received. What a server says that was
+// replaced by a failover, and is still there, is not listened to.
+func (q *PGQuorum) heard(row leaseRow) error {
+	now, last := q.now(), q.watch.row.witness
+	if row.witness.system == last.system && row.witness.timeline < last.timeline {
+		q.line.close()
+		return fmt.Errorf("baldur: lease %q: the server is in timeline %d and another one was in timeline %d: it has been replaced", q.cfg.name, row.witness.timeline, last.timeline)
+	}
 	q.errors = 0
-	suspect := q.watch.suspect
-	q.watch.note(row, q.now())
-	if q.watch.suspect && !suspect {
-		q.cfg.log.Warn("baldur: the witness has failed over, or its data was restored; nobody may take the lease for a TTL",
-			"lease", q.cfg.name, "timeline", row.witness.timeline)
+	known := q.watch.seen
+	q.watch.note(row, now)
+	if known && q.watch.born == now {
+		q.cfg.log.Warn("baldur: the witness has failed over, or its data was restored: until someone takes the lease, nobody does before a TTL has passed",
+			"lease", q.cfg.name, "system", row.witness.system, "timeline", row.witness.timeline)
 	}
 	q.tell()
+	return nil
 }
 
 // failed counts and logs an error of a request.

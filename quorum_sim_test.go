@@ -54,7 +54,7 @@ func (w *simWitness) acquire(id, region string, ttl time.Duration, seen leaseRow
 	if row.witness != seen.witness || row.epoch != seen.epoch || row.seq != seen.seq || !(row.leaseID == "" || row.leaseID == id || row.expired || ignoreClock) {
 		return row, false
 	}
-	row.epoch = max(row.epoch, floor, row.witness.timeline<<timelineShift) + 1
+	row.epoch, row.given = row.nextEpoch(floor), row.witness
 	row.leaseID, row.region, row.seq, row.ttl, row.expires = id, region, 0, ttl, w.now().Add(ttl)
 	w.change(row)
 	for _, e := range w.granted {
@@ -206,7 +206,7 @@ func TestQuorumSimulated(t *testing.T) {
 func simulate(t *testing.T, faults []simFault, seed uint64, elections *int, losses map[LossReason]int64) string {
 	const ttl = time.Second
 	random := rand.New(rand.NewPCG(seed, 1))
-	w := &simWitness{row: leaseRow{epoch: 1 << timelineShift, witness: witnessID{"sim", 1}}}
+	w := &simWitness{row: leaseRow{epoch: 1 << timelineShift, witness: witnessID{7, 1}, given: witnessID{7, 1}}}
 	var mu sync.Mutex // guards the two below
 	var wrong []string
 	var all []*PGQuorum

@@ -28,7 +28,7 @@ var _ witness = pgWitness{}
 // The statements. What is in braces is filled in by pgWitness.sql.
 const (
 	leaseColumns = `epoch, renew_seq, coalesce(lease_id, ''), coalesce(region, ''), ttl_ms, expires_at <= pg_catalog.clock_timestamp(),
-	coalesce(acquired_at, 'epoch'), expires_at, {timeline}, {system}`
+	coalesce(acquired_at, 'epoch'), expires_at, coalesce(system_id, 0), coalesce(timeline, 0), {system}, {timeline}`
 
 	leaseObserve = `SELECT true, ` + leaseColumns + ` FROM {table} WHERE name = {name}`
 
@@ -44,7 +44,11 @@ SELECT false, ` + leaseColumns + ` FROM {table} WHERE name = {name} AND NOT EXIS
 WITH g AS MATERIALIZED (
 	SELECT pg_catalog.pg_try_advisory_xact_lock({key}) AS got, pg_catalog.set_config('lock_timeout', '{patience}', true), {durable}
 ), u AS (
-	UPDATE {table} l SET epoch = greatest(l.epoch, {floor}, {timeline} << {shift}) + 1, lease_id = {id}, region = {region}, renew_seq = 0, ttl_ms = {ttl},
+	UPDATE {table} l SET epoch = greatest(l.epoch + 1, {floor} + 1, CASE
+			WHEN l.system_id = {system} AND l.timeline = {timeline} THEN 0
+			WHEN l.system_id = {system} THEN ((l.epoch >> {shift}) + {timeline} - l.timeline << {shift}) + 1
+			ELSE ((l.epoch >> {shift}) + {timeline} << {shift}) + 1 END),
+		system_id = {system}, timeline = {timeline}, lease_id = {id}, region = {region}, renew_seq = 0, ttl_ms = {ttl},
 		acquired_at = pg_catalog.clock_timestamp(), renewed_at = pg_catalog.clock_timestamp(), expires_at = {expiry}
 	FROM g WHERE g.got AND l.name = {name}
 		AND l.epoch = {seen_epoch} AND l.renew_seq = {seen_seq} AND {timeline} = {seen_timeline} AND {system} = {seen_system}
@@ -69,12 +73,12 @@ WITH g AS MATERIALIZED (SELECT {durable}), u AS (
 	RETURNING l.*, pg_catalog.pg_notify({channel}, '')
 )` + leaseReply
 
-	// A new lease's epoch is of no timeline, so that the first candidate waits as
-	// after a failover, which may have lost the row; but before the first timeline
-	// there was none.
+	// A new row is no server's, so that the first candidate waits as after a
+	// failover, which may have lost it; but in the first timeline there was none.
 	leaseInsert = `
-INSERT INTO {table} (name, epoch)
-SELECT {name}, CASE t WHEN 1 THEN t << {shift} ELSE 0 END FROM (SELECT {timeline}) AS x(t) ON CONFLICT DO NOTHING`
+INSERT INTO {table} (name, epoch, system_id, timeline)
+SELECT {name}, t << {shift}, s, t FROM (SELECT 1::bigint, {system}) AS x(t, s) WHERE {timeline} = 1
+UNION ALL SELECT {name}, 0, NULL, NULL WHERE {timeline} > 1 ON CONFLICT DO NOTHING`
 
 	leaseExists = `SELECT EXISTS (SELECT FROM {table} WHERE name = {name})`
 )
@@ -84,7 +88,7 @@ SELECT {name}, CASE t WHEN 1 THEN t << {shift} ELSE 0 END FROM (SELECT {timeline
 func (w pgWitness) fill(statement string, pairs ...string) string {
 	const (
 		timeline = "('x' || substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8))::bit(32)::bigint"
-		system   = "(SELECT system_identifier::text FROM pg_catalog.pg_control_system())"
+		system   = "(SELECT system_identifier FROM pg_catalog.pg_control_system())"
 
 		// What a commit of the lease must not lose in a crash: a session's, or the
 		// server's, own setting may be less.
@@ -106,12 +110,12 @@ func (w pgWitness) observe(ctx context.Context) (leaseRow, error) {
 
 func (w pgWitness) acquire(ctx context.Context, id string, seen leaseRow, floor int64, ignoreClock bool) (leaseRow, bool, error) {
 	if err := w.link.open(ctx); err != nil {
-		return leaseRow{}, false, refusal{err}
+		return leaseRow{}, false, notSent(ctx, err)
 	}
 	defer w.link.killGuards(ctx)()
 	return w.ask(ctx, leaseAcquire, "{id}", pq.QuoteLiteral(id), "{floor}", strconv.FormatInt(floor, 10),
 		"{seen_epoch}", strconv.FormatInt(seen.epoch, 10), "{seen_seq}", strconv.FormatInt(seen.seq, 10),
-		"{seen_timeline}", strconv.FormatInt(seen.witness.timeline, 10), "{seen_system}", pq.QuoteLiteral(seen.witness.system),
+		"{seen_timeline}", strconv.FormatInt(seen.witness.timeline, 10), "{seen_system}", strconv.FormatInt(seen.witness.system, 10),
 		"{ignore_clock}", strconv.FormatBool(ignoreClock), "{patience}", fmt.Sprintf("%dms", max(1, (w.cfg.attempt*4/5).Milliseconds())))
 }
 
@@ -137,14 +141,22 @@ func leaseLockKey(name string) int64 {
 
 var errNoRow = errors.New("the lease has no row")
 
+// notSent: without a connection nothing was sent, and nothing will be done.
+func notSent(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		err = fmt.Errorf("%w: connecting: %w", context.Cause(ctx), err)
+	}
+	return refusal{err}
+}
+
 // ask sends a statement and reads its reply.
 func (w pgWitness) ask(ctx context.Context, statement string, pairs ...string) (row leaseRow, ok bool, err error) {
 	if err := w.link.open(ctx); err != nil {
-		return row, false, refusal{err} // nothing was sent
+		return row, false, notSent(ctx, err)
 	}
 	var ttl int64
 	err = w.link.queryRow(ctx, w.fill(statement, pairs...), &ok, &row.epoch, &row.seq, &row.leaseID, &row.region, &ttl, &row.expired,
-		&row.acquired, &row.expires, &row.witness.timeline, &row.witness.system)
+		&row.acquired, &row.expires, &row.given.system, &row.given.timeline, &row.witness.system, &row.witness.timeline)
 	if err != nil {
 		return leaseRow{}, false, err
 	}

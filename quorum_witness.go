@@ -36,7 +36,8 @@ func isRefusal(err error) bool {
 
 // leaseRow is a version of the row, as one reply tells it.
 type leaseRow struct {
-	witness witnessID
+	witness witnessID // that replied
+	given   witnessID // that gave the epoch; zero: none has
 	epoch   int64
 	seq     int64 // renewals of this epoch, and its release
 	leaseID string
@@ -50,18 +51,33 @@ type leaseRow struct {
 // witnessID says which server it is that answers. A failover begins a new
 // timeline of the same system.
 type witnessID struct {
-	system   string
+	system   int64
 	timeline int64
 }
 
-// timelineShift: an epoch holds the timeline that it was given in above a count,
-// so that it is not given again where a failover has lost the last ones.
+// timelineShift: an epoch is a count below a number that rises with the timeline,
+// so that it is not given again where a failover has lost the last ones. The
+// number is the timeline where the server was never changed for another one, as
+// by pg_upgrade, whose timelines begin at 1 again.
 const timelineShift = 32
 
 // forgotten tells that transactions of the row may be lost: no epoch was given
-// since the last failover. While that is so, someone may believe in a lease that
-// the row knows nothing of.
-func (r leaseRow) forgotten() bool { return r.epoch>>timelineShift != r.witness.timeline }
+// by this server in this timeline. While that is so, someone may believe in a
+// lease that the row knows nothing of.
+func (r leaseRow) forgotten() bool { return r.given != r.witness }
+
+// nextEpoch is the epoch that follows the row's: see leaseAcquire, which does the
+// same.
+func (r leaseRow) nextEpoch(floor int64) int64 {
+	next := max(r.epoch, floor) + 1
+	switch {
+	case r.given == r.witness:
+		return next
+	case r.given.system == r.witness.system:
+		return max(next, (r.epoch>>timelineShift+r.witness.timeline-r.given.timeline)<<timelineShift+1)
+	}
+	return max(next, (r.epoch>>timelineShift+r.witness.timeline)<<timelineShift+1)
+}
 
 func (r leaseRow) sameVersion(s leaseRow) bool {
 	return r.witness == s.witness && r.epoch == s.epoch && r.seq == s.seq && r.leaseID == s.leaseID
@@ -78,7 +94,7 @@ type leaseWatch struct {
 	seen    bool
 	row     leaseRow
 	since   time.Duration // when this version was received first
-	suspect bool          // the witness has become another one, or has lost an epoch
+	suspect bool          // the witness has lost an epoch
 	born    time.Duration // when this witness was first heard of
 	top     int64         // the highest epoch seen, of any witness
 }
@@ -89,7 +105,9 @@ func (w *leaseWatch) note(row leaseRow, at time.Duration) (changed bool) {
 	switch {
 	case !w.seen:
 		w.seen, w.born = true, at
-	case row.witness != w.row.witness, row.epoch < w.row.epoch:
+	case row.witness != w.row.witness:
+		w.born = at
+	case row.epoch < w.row.epoch:
 		w.suspect, w.born = true, at
 	case row.sameVersion(w.row):
 		w.row.expired = row.expired
