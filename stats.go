@@ -1,6 +1,9 @@
 package baldur
 
-import "time"
+import (
+	"database/sql"
+	"time"
+)
 
 // PoolHealthStatus is a pool's health in a word.
 type PoolHealthStatus string
@@ -133,6 +136,19 @@ func (t *Tracker) stats(s poolState, ok bool) PoolStats {
 		st.AvailableConnections = max(0, s.maxOpen-s.inUse())
 	}
 	return st
+}
+
+// DBStats returns database/sql's own statistics of the pool, as sql.DB.Stats
+// does. ok is false where Stats' figures are −1; unlike sql.DB.Stats it does not
+// hang with a pool whose driver hangs, but gives up after 100 ms.
+func (t *Tracker) DBStats() (stats sql.DBStats, ok bool) {
+	t.mu.Lock()
+	db, shared := t.db, t.shared
+	t.mu.Unlock()
+	if db == nil || shared {
+		return stats, false
+	}
+	return aside(db.Stats)
 }
 
 // PoolInfo returns the pool's shape now. Figures are −1 where Stats' are.
