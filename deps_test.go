@@ -11,6 +11,7 @@ import (
 // with the modules that each may bring.
 var exporters = map[string][]string{
 	"baldurhttp": {"github.com/google/pprof/profile"},
+	"baldurprom": {"github.com/prometheus/", "github.com/beorn7/perks/", "github.com/cespare/xxhash/", "github.com/munnerz/goautoneg", "google.golang.org/protobuf/", "golang.org/x/sys/"},
 }
 
 // TestImports: imports go one way (cmd, baldurtest, baldurhttp, baldurprom →

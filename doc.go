@@ -96,7 +96,7 @@
 //	tracker.go  the connections of a pool, Report, Watch
 //	leak.go     the values of a report; site.go, text.go
 //	slog.go     leaks as log records
-//	stats.go    figures and health; pool.go, callsites.go
+//	stats.go    figures and health; pool.go, callsites.go, holdtimes.go
 //	label.go    names for holders that are expected to hold
 //	audit.go    connections that come back dirty
 //	pgadmin.go  admin SQL; pgadmin_*.go: sessions, locks, timeouts, poolers
