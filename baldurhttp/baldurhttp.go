@@ -40,7 +40,8 @@ func WithTrackers(trackers ...*baldur.Tracker) Option {
 
 // Handler returns the handler of the page and of what it links to. Mount it
 // below a path that ends in a slash; with http.StripPrefix or without, both work.
-// It answers GET and HEAD.
+// It answers GET and HEAD. Each request makes a report of each pool, which calls
+// the functions of OnConnectionReleased as any report does.
 func Handler(opts ...Option) http.Handler {
 	h := &handler{trackers: baldur.Trackers}
 	for _, o := range opts {

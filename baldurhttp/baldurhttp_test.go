@@ -31,7 +31,7 @@ func TestPage(t *testing.T) {
 	url := serve(t)
 	_, page := get(t, url)
 	for _, want := range []string{
-		"3 suspected leaks (2 of goroutines that have exited); pool shop: exhausted, 4 of 4 in use, 1 waiting</h1>",
+		`<h1 class="bad">`, "3 suspected leaks (2 of goroutines that have exited); pool shop: exhausted, 4 of 4 in use, 1 waiting</h1>",
 		"4 of 4 in use: 3 suspected, 1 long held but used; 1 waiting",
 		"<b>2 connections</b>", "baldurhttp.leakRows", "baldurhttp.leakTx", "likely missing: <b>Rows.Close, or Row.Scan</b>", "likely missing: <b>Tx.Commit or Tx.Rollback</b>",
 		"SELECT id FROM generate_series(1, 1000) id", "listens for jobs", `<span class="exited">exited</span>`, "All 4 holders", "baldurhttp/main_test.go:",
@@ -214,6 +214,33 @@ func TestTrackers(t *testing.T) {
 		}
 		if !slices.Equal(got, c.want) {
 			t.Errorf("shown: %v, want %v", got, c.want)
+		}
+	}
+}
+
+// TestVerdict: the page's first line has the colour of the worst pool, which
+// comes first.
+func TestVerdict(t *testing.T) {
+	p := func(name string, h baldur.PoolHealthStatus, leaks int) pool {
+		return pool{report: baldur.LeakReport{PoolName: name, Health: h, SuspectedLeaks: make([]baldur.ConnectionInfo, leaks)}}
+	}
+	for _, c := range []struct {
+		pools        []pool
+		class, order string
+	}{
+		{nil, "", ""},
+		{[]pool{p("a", baldur.HealthHealthy, 0), p("b", baldur.HealthHealthy, 0)}, "good", "ab"},
+		{[]pool{p("a", baldur.HealthHealthy, 0), p("b", baldur.HealthUnknown, 0)}, "warn", "ba"},
+		{[]pool{p("a", baldur.HealthWarning, 0), p("b", baldur.HealthExhausted, 0), p("c", baldur.HealthHealthy, 0)}, "bad", "bac"},
+		{[]pool{p("a", baldur.HealthLeakSuspected, 1), p("b", baldur.HealthCritical, 0), p("c", baldur.HealthExhausted, 3)}, "bad", "cab"},
+	} {
+		v := newPage(c.pools, nil, time.Now())
+		var order string
+		for _, p := range v.Pools {
+			order += p.Name
+		}
+		if v.Class != c.class || order != c.order {
+			t.Errorf("%s, %s; want %s, %s", v.Class, order, c.class, c.order)
 		}
 	}
 }

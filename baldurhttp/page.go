@@ -43,7 +43,7 @@ var policy = func() string {
 type pageView struct {
 	Style   template.CSS
 	Summary string
-	Bad     bool // there is a suspected leak
+	Class   string // good, warn or bad, as the worst pool is
 	Time    string
 	Pools   []poolView
 	Sites   []siteView
@@ -98,9 +98,13 @@ func writePage(b *bytes.Buffer, pools []pool) error {
 
 func newPage(pools []pool, sites []baldur.CallSiteStats, now time.Time) pageView {
 	v := pageView{Style: template.CSS(pageStyle), Summary: summary(pools), Time: now.Format("2006-01-02 15:04:05 MST")}
-	pools = slices.SortedStableFunc(slices.Values(pools), func(a, b pool) int { return cmp.Compare(b.report.LeakCount(), a.report.LeakCount()) })
+	pools = slices.SortedStableFunc(slices.Values(pools), func(a, b pool) int {
+		return cmp.Or(cmp.Compare(b.severity(), a.severity()), cmp.Compare(b.report.LeakCount(), a.report.LeakCount()))
+	})
+	if len(pools) > 0 {
+		v.Class = [...]string{"good", "warn", "bad"}[pools[0].severity()]
+	}
 	for _, p := range pools {
-		v.Bad = v.Bad || p.report.LeakCount() > 0
 		v.Pools = append(v.Pools, newPoolView(p))
 	}
 	for _, s := range sites[:min(len(sites), pageSites)] {
@@ -108,6 +112,17 @@ func newPage(pools []pool, sites []baldur.CallSiteStats, now time.Time) pageView
 		v.Sites = append(v.Sites, siteView{at(site), shortName(site), string(s.Kind), s.Returned, short(s.P50), short(s.P99)})
 	}
 	return v
+}
+
+// severity is from 0, all is well, to 2.
+func (p pool) severity() int {
+	switch h := p.report.Health; {
+	case p.report.LeakCount() > 0, h == baldur.HealthExhausted, h == baldur.HealthCritical:
+		return 2
+	case h != baldur.HealthHealthy:
+		return 1
+	}
+	return 0
 }
 
 func newPoolView(p pool) poolView {
