@@ -151,6 +151,12 @@ func (t *Tracker) DBStats() (stats sql.DBStats, ok bool) {
 	return aside(db.Stats)
 }
 
+// LeaksTotal is the number of checkouts that a report, of whatever kind, has
+// listed as suspected since the tracker was made: each once, also those that
+// have come back. It never falls. Nobody looks at a pool between two reports, so
+// a leak that came and went there is not counted.
+func (t *Tracker) LeaksTotal() int { return int(t.leaked.Load()) }
+
 // PoolInfo returns the pool's shape now. Figures are −1 where Stats' are.
 func (t *Tracker) PoolInfo() PoolInfo {
 	s, ok := t.pool()

@@ -321,12 +321,6 @@ func (t *Tracker) report() (LeakReport, []*leak) {
 	return report, leaks
 }
 
-// LeaksTotal is the number of checkouts that a report, of whatever kind, has
-// listed as suspected since the tracker was made: each once, also those that
-// have come back. It never falls. Nobody looks at a pool between two reports, so
-// a leak that came and went there is not counted.
-func (t *Tracker) LeaksTotal() int { return int(t.leaked.Load()) }
-
 // suspected: out for the threshold, not labelled, not in a call, and no use since
 // for the threshold. The coarse time of a use is early by up to a tick, so a tick more.
 func (t *Tracker) suspected(s snapshot, now time.Duration) bool {
