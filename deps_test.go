@@ -7,8 +7,15 @@ import (
 	"testing"
 )
 
-// TestImports: imports go one way (cmd, baldurtest → baldur → internal → the
-// standard library), and a program that imports baldur gets lib/pq and nothing
+// exporters are the packages on top of baldur that a program imports by name,
+// with the modules that each may bring.
+var exporters = map[string][]string{
+	"baldurhttp": {"github.com/google/pprof/profile"},
+	"baldurprom": {"github.com/prometheus/", "github.com/beorn7/perks/", "github.com/cespare/xxhash/", "github.com/munnerz/goautoneg", "google.golang.org/protobuf/", "golang.org/x/sys/"},
+}
+
+// TestImports: imports go one way (cmd, baldurtest, baldurhttp, baldurprom →
+// baldur → internal → the standard library), and a program that imports baldur gets lib/pq and nothing
 // else.
 func TestImports(t *testing.T) {
 	const module = "github.com/baldur-go/baldur"
@@ -28,6 +35,14 @@ func TestImports(t *testing.T) {
 	for _, p := range deps(module + "/internal/...") {
 		if p == module || strings.HasPrefix(p, module+"/") && !strings.HasPrefix(p, module+"/internal/") {
 			t.Errorf("an internal package imports %s", p)
+		}
+	}
+	for exporter, allowed := range exporters {
+		for _, p := range deps(module + "/" + exporter) {
+			ours := p == module || p == module+"/"+exporter || strings.HasPrefix(p, module+"/internal/stack")
+			if !ours && !strings.HasPrefix(p, "github.com/lib/pq") && !slices.ContainsFunc(allowed, func(a string) bool { return strings.HasPrefix(p, a) }) {
+				t.Errorf("%s imports %s", exporter, p)
+			}
 		}
 	}
 	std, err := exec.Command("go", "list", "-deps", module).Output()

@@ -95,7 +95,8 @@
 //	record.go   what is noted of a connection; clock.go, word.go
 //	tracker.go  the connections of a pool, Report, Watch
 //	leak.go     the values of a report; site.go, text.go
-//	stats.go    figures and health; pool.go, callsites.go
+//	slog.go     leaks as log records
+//	stats.go    figures and health; pool.go, callsites.go, holdtimes.go
 //	label.go    names for holders that are expected to hold
 //	audit.go    connections that come back dirty
 //	pgadmin.go  admin SQL; pgadmin_*.go: sessions, locks, timeouts, poolers

@@ -153,6 +153,17 @@ func ExampleTracker_Watch() {
 	// came back: tx
 }
 
+// In main: leaks go to the program's log, in its format.
+func ExampleTracker_Log() {
+	db, err := sql.Open("baldur-pq", exampleDSN)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer db.Close() // ends Log
+	go baldur.TrackerOf(db).Log(context.Background(), 30*time.Second, slog.Default())
+}
+
 func ExampleTracker_Stats() {
 	db := baldur.OpenDB(&fakeDB{}, baldur.WithPoolName("shop"))
 	defer db.Close()

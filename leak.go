@@ -95,6 +95,9 @@ func (s SpanContext) String() string {
 	return hex.EncodeToString(s.TraceID[:])
 }
 
+// spanID is the span's id in hex.
+func (s SpanContext) spanID() string { return hex.EncodeToString(s.SpanID[:]) }
+
 // ConnectionInfo is what is known of a connection that is out, at one instant.
 // Times of use are exact to a tenth of a second (less where the leak threshold
 // is below a second).

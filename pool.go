@@ -147,12 +147,12 @@ var asides atomic.Int32 // that have not returned
 
 // aside calls read, which waits for db's lock, and gives up after 100 ms. At
 // most 8 calls that hang are left behind in the program.
-func aside(read func() poolState) (s poolState, ok bool) {
+func aside[T any](read func() T) (s T, ok bool) {
 	if asides.Add(1) > 8 {
 		asides.Add(-1)
 		return s, false
 	}
-	ch := make(chan poolState, 1)
+	ch := make(chan T, 1)
 	go func() {
 		defer asides.Add(-1)
 		ch <- read()

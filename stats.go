@@ -1,6 +1,9 @@
 package baldur
 
-import "time"
+import (
+	"database/sql"
+	"time"
+)
 
 // PoolHealthStatus is a pool's health in a word.
 type PoolHealthStatus string
@@ -134,6 +137,25 @@ func (t *Tracker) stats(s poolState, ok bool) PoolStats {
 	}
 	return st
 }
+
+// DBStats returns database/sql's own statistics of the pool, as sql.DB.Stats
+// does. ok is false where Stats' figures are −1; unlike sql.DB.Stats it does not
+// hang with a pool whose driver hangs, but gives up after 100 ms.
+func (t *Tracker) DBStats() (stats sql.DBStats, ok bool) {
+	t.mu.Lock()
+	db, shared := t.db, t.shared
+	t.mu.Unlock()
+	if db == nil || shared {
+		return stats, false
+	}
+	return aside(db.Stats)
+}
+
+// LeaksTotal is the number of checkouts that a report, of whatever kind, has
+// listed as suspected since the tracker was made: each once, also those that
+// have come back. It never falls. Nobody looks at a pool between two reports, so
+// a leak that came and went there is not counted.
+func (t *Tracker) LeaksTotal() int { return int(t.leaked.Load()) }
 
 // PoolInfo returns the pool's shape now. Figures are −1 where Stats' are.
 func (t *Tracker) PoolInfo() PoolInfo {

@@ -191,3 +191,28 @@ func TestHostileText(t *testing.T) {
 		})
 	}
 }
+
+// TestHoldTimes: of all checkouts, in the bucket of how long each was out.
+func TestHoldTimes(t *testing.T) {
+	bubble(t, &fakeDB{}, func(t *testing.T, db *sql.DB, tr *baldur.Tracker) {
+		before := baldur.HoldTimes()
+		for _, held := range []time.Duration{0, 2 * time.Second, 2 * time.Second, 2 * time.Hour} {
+			tx := must(db.Begin())
+			time.Sleep(held)
+			_ = tx.Rollback()
+		}
+		tr.SetCapture(baldur.CaptureSites)
+		must(db.Exec("not counted"))
+		var lower time.Duration
+		for i, b := range baldur.HoldTimes() {
+			want := map[bool]uint64{lower == 0: 1, lower <= 2*time.Second && 2*time.Second < b.Below: 2, b.Below == 0: 1}[true]
+			if n := b.Count - before[i].Count; n != want || b.Below != before[i].Below {
+				t.Errorf("[%v, %v) has %d more, want %d", lower, b.Below, n, want)
+			}
+			lower = b.Below
+		}
+		if lower != 0 {
+			t.Errorf("the last bucket ends at %v", lower)
+		}
+	})
+}

@@ -25,11 +25,11 @@ func (r LeakReport) String() string {
 	if n := len(r.SuspectedLeaks); n > 0 {
 		fmt.Fprintf(&b, ", %s", plural(n, "suspected leak"))
 	}
-	fmt.Fprintf(&b, "\n%s\nleak threshold %s, %s\n", r.figures(), short(r.LeakThreshold), r.ReportTime.Format(time.RFC3339))
+	fmt.Fprintf(&b, "\n%s\nleak threshold %s, %s\n", r.Figures(), short(r.LeakThreshold), r.ReportTime.Format(time.RFC3339))
 	for _, g := range r.Groups() {
 		b.WriteString("\nLEAK? ")
 		g.writeHead(&b)
-		if m := g.Connections[0].missing(); m != "" {
+		if m := g.Connections[0].LikelyMissing(); m != "" {
 			fmt.Fprintf(&b, "    likely missing: %s\n", m)
 		}
 		g.writeConns(&b, func(c ConnectionInfo) string {
@@ -67,9 +67,9 @@ func (r LeakReport) String() string {
 	return b.String()
 }
 
-// figures is the line that adds up: "10 of 10 in use: 6 suspected, 3 long held
+// Figures is the line that adds up: "10 of 10 in use: 6 suspected, 3 long held
 // but used, 1 other; 7 waiting".
-func (r LeakReport) figures() string {
+func (r LeakReport) Figures() string {
 	var b strings.Builder
 	s := r.Stats
 	switch {
@@ -102,8 +102,9 @@ func (r LeakReport) figures() string {
 	return b.String()
 }
 
-// missing names the call that a suspect has probably left out.
-func (c ConnectionInfo) missing() string {
+// LikelyMissing names the call that the holder has probably left out, if it is
+// a leak: "Rows.Close, or Row.Scan"; "" if nothing tells.
+func (c ConnectionInfo) LikelyMissing() string {
 	switch {
 	case c.InTransaction:
 		return "Tx.Commit or Tx.Rollback"

@@ -26,6 +26,7 @@ type Tracker struct {
 	capture atomic.Int32 // a Capture
 	name    atomic.Pointer[string]
 	returns atomic.Int64 // counted by the return audit, where there is one
+	leaked  atomic.Int64 // checkouts that were reported as suspected
 
 	mu        sync.Mutex // guards the fields below
 	db        *sql.DB    // nil: not known
@@ -306,7 +307,11 @@ func (t *Tracker) report() (LeakReport, []*leak) {
 			report.LongHeld = append(report.LongHeld, info)
 			continue
 		}
-		if l, ok := s.rec.mark(s, &leak{info: info, rec: s.rec, seq: s.seq, start: s.start}); ok { // else it has just come back
+		fresh := &leak{info: info, rec: s.rec, seq: s.seq, start: s.start}
+		if l, ok := s.rec.mark(s, fresh); ok { // else it has just come back
+			if l == fresh {
+				t.leaked.Add(1)
+			}
 			report.SuspectedLeaks = append(report.SuspectedLeaks, info)
 			leaks = append(leaks, l)
 		}
@@ -372,11 +377,20 @@ func (t *Tracker) OnConnectionReleased(f func(ConnectionInfo)) {
 // nil. It returns an error at once if every is not above 0 or f is nil. Run it
 // on a goroutine of its own; f is called on that one.
 func (t *Tracker) Watch(ctx context.Context, every time.Duration, f func(LeakReport)) error {
-	if every <= 0 {
-		return fmt.Errorf("baldur: Watch: interval is %v; it must be above 0", every)
-	}
 	if f == nil {
 		return errors.New("baldur: Watch: the function is nil")
+	}
+	return t.watch(ctx, every, "Watch", func(r LeakReport, news bool) {
+		if news {
+			f(r)
+		}
+	})
+}
+
+// watch calls f with each of Watch's reports, also where there is no news.
+func (t *Tracker) watch(ctx context.Context, every time.Duration, who string, f func(r LeakReport, news bool)) error {
+	if every <= 0 {
+		return fmt.Errorf("baldur: %s: interval is %v; it must be above 0", who, every)
 	}
 	t.mu.Lock()
 	closed := t.closed
@@ -392,9 +406,7 @@ func (t *Tracker) Watch(ctx context.Context, every time.Duration, f func(LeakRep
 			return nil
 		case <-ticker.C:
 		}
-		if news, ok := t.news(told); ok {
-			f(news)
-		}
+		f(t.news(told))
 	}
 }
 

@@ -1,0 +1,231 @@
+package baldurhttp
+
+import (
+	"bytes"
+	"cmp"
+	"crypto/sha256"
+	_ "embed"
+	"encoding/base64"
+	"html/template"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/baldur-go/baldur"
+)
+
+// How much the page shows; report.json has all of it.
+const (
+	pageConns   = 20  // connections of a call site
+	pageHolders = 200 // holders of a pool
+	pageSites   = 10  // call sites of the program
+	pageQuery   = 300 // bytes of a query in the head of a call site
+)
+
+//go:embed page.html
+var pageText string
+
+//go:embed page.css
+var pageStyle string
+
+var page = template.Must(template.New("page").Parse(pageText))
+
+// policy lets the page load its own style, by hash, and nothing else.
+var policy = func() string {
+	sum := sha256.Sum256([]byte(pageStyle))
+	return "default-src 'none'; style-src 'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) + "'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+}()
+
+// The types below are what page.html shows. Their strings are clean; html/template
+// does the escaping.
+
+type pageView struct {
+	Style   template.CSS
+	Summary string
+	Class   string // good, warn or bad, as the worst pool is
+	Time    string
+	Pools   []poolView
+	Sites   []siteView
+}
+
+type poolView struct {
+	Name, Health, HealthClass, Figures, Threshold string
+	Suspected, LongHeld                           []groupView
+	Holders                                       []connView
+	MoreHolders                                   int
+	Used                                          []shareView // of the bar
+}
+
+// shareView is a stretch of the bar, in percent of the pool.
+type shareView struct {
+	Class, X, Width string // of a viewBox of 1000
+	Title           string
+}
+
+type groupView struct {
+	Count        string
+	At, Function string
+	Oldest       string
+	Missing      string
+	Query        string // of all, or ""
+	Conns        []connView
+	More         int
+	Stack        []frameView
+	ShowQueries  bool // they differ
+	ShowTraces   bool
+	First        bool // its stack is unfolded
+}
+
+type frameView struct{ Function, Place string }
+
+type connView struct {
+	Held, Doing, At, Function, Kind, Label, Query, Trace string
+	Goroutine, LastGoroutine, BackendPID, ID             int64
+	Exited                                               bool
+	Verdict                                              verdict
+}
+
+type siteView struct {
+	At, Function, Kind string
+	Returned           uint64
+	P50, P99           string
+}
+
+func writePage(b *bytes.Buffer, pools []pool) error {
+	return page.Execute(b, newPage(pools, baldur.CallSites(), time.Now()))
+}
+
+func newPage(pools []pool, sites []baldur.CallSiteStats, now time.Time) pageView {
+	v := pageView{Style: template.CSS(pageStyle), Summary: summary(pools), Time: now.Format("2006-01-02 15:04:05 MST")}
+	pools = slices.SortedStableFunc(slices.Values(pools), func(a, b pool) int {
+		return cmp.Or(cmp.Compare(b.severity(), a.severity()), cmp.Compare(b.report.LeakCount(), a.report.LeakCount()))
+	})
+	if len(pools) > 0 {
+		v.Class = [...]string{"good", "warn", "bad"}[pools[0].severity()]
+	}
+	for _, p := range pools {
+		v.Pools = append(v.Pools, newPoolView(p))
+	}
+	for _, s := range sites[:min(len(sites), pageSites)] {
+		site := baldur.ConnectionInfo{StackTrace: s.StackTrace}.CallSite()
+		v.Sites = append(v.Sites, siteView{at(site), shortName(site), string(s.Kind), s.Returned, short(s.P50), short(s.P99)})
+	}
+	return v
+}
+
+// severity is from 0, all is well, to 2.
+func (p pool) severity() int {
+	switch h := p.report.Health; {
+	case p.report.LeakCount() > 0, h == baldur.HealthExhausted, h == baldur.HealthCritical:
+		return 2
+	case h != baldur.HealthHealthy:
+		return 1
+	}
+	return 0
+}
+
+func newPoolView(p pool) poolView {
+	r := p.report
+	v := poolView{
+		Name: clean(r.PoolName), Health: health(r.Health), HealthClass: string(r.Health), Figures: r.Figures(),
+		Threshold: short(r.LeakThreshold), Used: bar(p),
+		Suspected: newGroups(r.SuspectedLeaks, suspected), LongHeld: newGroups(r.LongHeld, longHeld),
+	}
+	of := p.verdicts()
+	for _, c := range p.holders[:min(len(p.holders), pageHolders)] {
+		v.Holders = append(v.Holders, newConn(c, of(c)))
+	}
+	v.MoreHolders = len(p.holders) - len(v.Holders)
+	if len(v.Suspected) > 0 {
+		v.Suspected[0].First = true
+	}
+	return v
+}
+
+// bar divides a pool into suspected, long held, otherwise in use, and free
+// connections; nothing where its size is not known or has no limit.
+func bar(p pool) []shareView {
+	s := p.report.Stats
+	size := max(s.MaxConnections, s.ActiveConnections)
+	if s.MaxConnections <= 0 || s.ActiveConnections < 0 {
+		return nil
+	}
+	leaks, long := len(p.report.SuspectedLeaks), len(p.report.LongHeld)
+	var shares []shareView
+	left := 0
+	for _, part := range []struct {
+		n     int
+		class string
+		title string
+	}{
+		{min(leaks, size), "suspected", "suspected"},
+		{min(long, max(0, size-leaks)), "long_held", "long held"},
+		{max(0, s.ActiveConnections-leaks-long), "in_use", "in use"},
+	} {
+		if part.n > 0 {
+			x, end := left*1000/size, (left+part.n)*1000/size
+			shares = append(shares, shareView{part.class, strconv.Itoa(x), strconv.Itoa(end - x), strconv.Itoa(part.n) + " " + part.title})
+			left += part.n
+		}
+	}
+	return shares
+}
+
+func newGroups(infos []baldur.ConnectionInfo, what verdict) []groupView {
+	var views []groupView
+	for _, g := range (baldur.LeakReport{SuspectedLeaks: infos}).Groups() {
+		first := g.Connections[0]
+		v := groupView{Count: plural(len(g.Connections), "connection"), At: at(g.CallSite), Function: shortName(g.CallSite), Oldest: short(first.Held)}
+		if what == suspected {
+			v.Missing = first.LikelyMissing()
+		}
+		v.ShowQueries = slices.ContainsFunc(g.Connections, func(c baldur.ConnectionInfo) bool { return c.QueryInfo != first.QueryInfo })
+		if !v.ShowQueries {
+			v.Query = line(first.QueryInfo, pageQuery)
+		}
+		v.ShowTraces = slices.ContainsFunc(g.Connections, func(c baldur.ConnectionInfo) bool { return c.Span.IsValid() })
+		for _, c := range g.Connections[:min(len(g.Connections), pageConns)] {
+			v.Conns = append(v.Conns, newConn(c, what))
+		}
+		v.More = len(g.Connections) - len(v.Conns)
+		for _, f := range first.StackTrace {
+			v.Stack = append(v.Stack, frameView{clean(f.Function), clean(f.File) + ":" + strconv.Itoa(f.Line)})
+		}
+		views = append(views, v)
+	}
+	return views
+}
+
+func newConn(c baldur.ConnectionInfo, v verdict) connView {
+	return connView{
+		Held: short(c.Held), Doing: c.Doing(), At: at(c.CallSite()), Function: shortName(c.CallSite()), Kind: string(c.Kind),
+		Label: clean(c.Label), Query: line(c.QueryInfo, pageQuery), Trace: c.Span.String(),
+		Goroutine: c.GoroutineID, LastGoroutine: c.LastGoroutineID, BackendPID: int64(c.BackendPID), ID: c.ConnectionID,
+		Exited: c.Goroutine == baldur.GoroutineExited, Verdict: v,
+	}
+}
+
+// at is the place in short, as in the text of a report: "orders/orders.go:88".
+func at(f baldur.Frame) string {
+	_, place, _ := strings.Cut(clean(f.String()), " (")
+	return strings.TrimSuffix(place, ")")
+}
+
+func shortName(f baldur.Frame) string {
+	return clean(f.Function[strings.LastIndexByte(f.Function, '/')+1:])
+}
+
+// short rounds a duration to what a person wants to read.
+func short(d time.Duration) string {
+	unit := time.Second
+	switch {
+	case d < time.Millisecond:
+		unit = time.Microsecond
+	case d < time.Second:
+		unit = time.Millisecond
+	case d < 10*time.Second:
+		unit = 100 * time.Millisecond
+	}
+	return d.Round(unit).String()
+}

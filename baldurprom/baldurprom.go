@@ -1,0 +1,185 @@
+// Package baldurprom exports the pools of a program to Prometheus.
+//
+//	prometheus.MustRegister(baldurprom.NewCollector())
+//
+// There are two families. go_sql_* are the figures of database/sql, under the
+// names, with the help and the label of client_golang's
+// collectors.NewDBStatsCollector, so that dashboards for it go on to work.
+// baldur_* are what only the tracker knows: see [NewCollector].
+//
+// Each has the label db_name, the pool's name. No call site is ever a label:
+// their number has no bound. Which line leaks is told by the report, the log and
+// package baldurhttp.
+package baldurprom
+
+import (
+	"fmt"
+	"hash/fnv"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/baldur-go/baldur"
+)
+
+// An Option sets one thing about a collector.
+type Option func(*collector)
+
+// WithTrackers exports the pools of these trackers. The default is all pools that
+// are open in the program at the time of a scrape: [baldur.Trackers]. A nil
+// tracker, as TrackerOf returns for a pool that is not baldur's, is left out.
+//
+// Two collectors do not go into one registry: give all trackers to one.
+func WithTrackers(trackers ...*baldur.Tracker) Option {
+	return func(c *collector) {
+		c.trackers = func() []*baldur.Tracker { return trackers }
+		c.all = false
+	}
+}
+
+// WithoutDBStats leaves go_sql_* out, for a program that has them from
+// collectors.NewDBStatsCollector; with both, registering the second is an error.
+func WithoutDBStats() Option {
+	return func(c *collector) { c.dbStats = false }
+}
+
+// NewCollector returns a collector of the go_sql_* metrics and these:
+//
+//	baldur_suspected_connections         gauge    out, and unused for the leak threshold
+//	baldur_long_held_connections         gauge    out for that long, but in use or labelled
+//	baldur_tracked_connections           gauge    out, with a holder that is known
+//	baldur_unattributed_connections      gauge    out, but not seen; absent where unknown
+//	baldur_waiting_requests              gauge    for a connection; absent where unknown
+//	baldur_oldest_holder_age_seconds     gauge    0 if no connection is out
+//	baldur_leak_threshold_seconds        gauge
+//	baldur_leaks_total                   counter  checkouts that have been suspected
+//	baldur_dirty_returns_total           counter  what WithReturnAudit has found
+//	baldur_connection_use_seconds        histogram
+//
+// The holders that are over the threshold are baldur_suspected_connections and
+// baldur_long_held_connections together.
+//
+// baldur_leaks_total counts a checkout when a report first suspects it, and a
+// scrape is such a report. A leak that came and went between two is not counted.
+//
+// baldur_connection_use_seconds is how long connections were out, of all pools
+// of the program together and without db_name, as it comes from the histograms of
+// call sites, which pools share. It is exact: bounds are the powers of two in
+// nanoseconds at which those divide. There is no sum of them, so its _sum is
+// NaN. It is absent with [WithTrackers]; and [baldur.CaptureFull], the default,
+// is what makes it count.
+//
+// A scrape takes no connection and waits for none. It makes a report of each
+// pool, half a µs for each connection that is out, and calls the functions of
+// OnConnectionReleased as any report does. A pool whose driver hangs under
+// database/sql's lock costs it up to 200 ms, and its figures are absent.
+//
+// A pool's name that is long or not valid UTF-8, which would fail the whole
+// scrape, is cut and mended, and told from others by a hash.
+func NewCollector(opts ...Option) prometheus.Collector {
+	c := &collector{trackers: baldur.Trackers, all: true, dbStats: true}
+	for _, o := range opts {
+		o(c)
+	}
+	return c
+}
+
+type collector struct {
+	trackers func() []*baldur.Tracker
+	all      bool // the pools of the program
+	dbStats  bool
+}
+
+func (c *collector) Describe(ch chan<- *prometheus.Desc) {
+	for _, m := range poolMetrics {
+		ch <- m.desc
+	}
+	if c.all {
+		ch <- useTime
+	}
+	if c.dbStats {
+		for _, m := range dbMetrics {
+			ch <- m.desc
+		}
+	}
+}
+
+func (c *collector) Collect(ch chan<- prometheus.Metric) {
+	var seen []*baldur.Tracker
+	names := map[string]bool{}
+	for _, t := range c.trackers() {
+		if t == nil || slices.Contains(seen, t) {
+			continue
+		}
+		seen = append(seen, t)
+		name := label(t.PoolName())
+		for i := 2; names[name]; i++ { // a closed pool and its successor
+			name = label(t.PoolName()) + "#" + strconv.Itoa(i)
+		}
+		names[name] = true
+		c.collectPool(ch, t, name)
+	}
+	if c.all {
+		ch <- useTimes(baldur.HoldTimes())
+	}
+}
+
+func (c *collector) collectPool(ch chan<- prometheus.Metric, t *baldur.Tracker, name string) {
+	p := poolState{report: t.Report(), leaks: t.LeaksTotal()}
+	if holders := t.Holders(); len(holders) > 0 {
+		p.oldest = holders[0].Held
+	}
+	_, p.dirty = t.DirtyReturns()
+	for _, m := range poolMetrics {
+		if v := m.value(p); v >= 0 { // baldur's "unknown" is −1
+			ch <- prometheus.MustNewConstMetric(m.desc, m.kind, v, name)
+		}
+	}
+	if !c.dbStats {
+		return
+	}
+	if stats, ok := t.DBStats(); ok {
+		for _, m := range dbMetrics {
+			ch <- prometheus.MustNewConstMetric(m.desc, m.kind, m.value(stats), name)
+		}
+	}
+}
+
+const maxLabel = 128 // bytes
+
+// label makes a pool's name a label's value.
+func label(name string) string {
+	if len(name) <= maxLabel && utf8.ValidString(name) {
+		return name
+	}
+	h := fnv.New64a()
+	h.Write([]byte(name))
+	short := name[:min(len(name), maxLabel)]
+	for len(short) < len(name) && short != "" && !utf8.RuneStart(name[len(short)]) {
+		short = short[:len(short)-1]
+	}
+	return fmt.Sprintf("%s~%016x", strings.ToValidUTF8(short, "\ufffd"), h.Sum64())
+}
+
+// useTimes makes a histogram of every fourth of baldur's bounds from 16 µs to
+// 73 min: the powers of 4 ns. Holds are whole nanoseconds and below a bound, so
+// the bound that Prometheus includes is one less.
+func useTimes(holds []baldur.HoldBucket) prometheus.Metric {
+	const shortest = 16 * time.Microsecond
+	buckets := map[float64]uint64{}
+	var n uint64
+	for _, b := range holds {
+		n += b.Count
+		if b.Below >= shortest && powerOf4(b.Below) {
+			buckets[(b.Below - 1).Seconds()] = n
+		}
+	}
+	return prometheus.MustNewConstHistogram(useTime, n, math.NaN(), buckets)
+}
+
+func powerOf4(d time.Duration) bool { return d&(d-1) == 0 && d&0x5555555555555555 != 0 }
