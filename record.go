@@ -39,6 +39,7 @@ type record struct {
 
 	mu sync.Mutex // guards the fields below; the writer may read them without it
 	checkout
+	holds
 	leak *leak           // the checkout was reported as suspected
 	done <-chan struct{} // of the ctx of the call in flight, if sock is set
 	seen time.Duration   // when the sweep first saw done closed during that call
@@ -70,6 +71,7 @@ func (r *record) take(ctx context.Context) {
 	}
 	g, now := stack.CurrentG(), r.clk.now()
 	r.mu.Lock()
+	r.countLocked()
 	r.seq++
 	r.site, r.start, r.holder, r.last, r.span, r.label = site, now, g, g, span, ""
 	if r.leak != nil {
@@ -90,7 +92,7 @@ func (r *record) give() {
 	r.flags, r.rowsNow = 0, 0
 	r.act.set(0)
 	if r.site != nil && Capture(r.t.capture.Load()) == CaptureFull {
-		r.site.Holds.Record(r.clk.now() - r.start)
+		r.ended.set(uint64(max(1, r.clk.now()-r.start)))
 	}
 	// told may be missed when a report sets it at this very moment (the store
 	// above is a plain one): leak.returned sees to that.
