@@ -135,7 +135,7 @@ func TestHoldsExact(t *testing.T) {
 // TestHoldsSpread: each hold is counted where it belongs, one connection or several.
 func TestHoldsSpread(t *testing.T) {
 	bubble(t, &fakeDB{}, func(t *testing.T, db *sql.DB, tr *baldur.Tracker) {
-		_ = db.Ping() // the first checkout takes another path
+		_ = db.Ping()                                                // the first checkout takes another path
 		hold := func(d time.Duration) error { return holdTx(db, d) } // a site of its own
 		for i := range 100 {
 			d := time.Millisecond
