@@ -22,26 +22,25 @@ type holds struct {
 	sum    time.Duration
 }
 
-// countLocked counts the checkout that has ended, if there is one; take has not
-// yet replaced its site.
-func (r *record) countLocked() {
-	d := time.Duration(r.ended.get())
+// count counts the checkout that has ended, if there is one. It was taken at site.
+func (h *holds) count(site *stack.Site) {
+	d := time.Duration(h.ended.get())
 	if d == 0 {
 		return
 	}
-	r.ended.set(0)
-	if b := stack.Bucket(d); b != r.bucket || r.site != r.at {
-		r.flushLocked()
-		r.at, r.bucket = r.site, b
+	h.ended.set(0)
+	if b := stack.Bucket(d); b != h.bucket || site != h.at {
+		h.flush()
+		h.at, h.bucket = site, b
 	}
-	r.n++
-	r.sum += d
+	h.n++
+	h.sum += d
 }
 
-func (r *record) flushLocked() {
-	if r.n > 0 {
-		r.at.Holds.Add(r.bucket, r.n, r.sum)
-		r.n, r.sum = 0, 0
+func (h *holds) flush() {
+	if h.n > 0 {
+		h.at.Holds.Add(h.bucket, h.n, h.sum)
+		h.n, h.sum = 0, 0
 	}
 }
 
@@ -49,8 +48,8 @@ func (r *record) flushLocked() {
 func (r *record) flush() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.countLocked()
-	r.flushLocked()
+	r.holds.count(r.site)
+	r.holds.flush()
 }
 
 // flushHolds brings the histograms of all call sites up to date.

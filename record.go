@@ -55,10 +55,10 @@ type record struct {
 
 	mu sync.Mutex // guards the fields below; the writer may read them without it
 	checkout
-	holds
-	leak *leak           // the checkout was reported as suspected
-	done <-chan struct{} // of the ctx of the call in flight, if sock is set
-	seen time.Duration   // when the sweep first saw done closed during that call
+	holds holds
+	leak  *leak           // the checkout was reported as suspected
+	done  <-chan struct{} // of the ctx of the call in flight, if sock is set
+	seen  time.Duration   // when the sweep first saw done closed during that call
 }
 
 // checkout is what is known of one stay outside the pool.
@@ -87,7 +87,7 @@ func (r *record) take(ctx context.Context) {
 	}
 	g, now := stack.CurrentG(), r.clk.now()
 	r.mu.Lock()
-	r.countLocked()
+	r.holds.count(r.site)
 	r.seq++
 	r.site, r.start, r.holder, r.last, r.span, r.label = site, now, g, g, span, ""
 	if r.leak != nil {
@@ -108,7 +108,7 @@ func (r *record) give() {
 	r.flags, r.rowsNow = 0, 0
 	r.act.set(0)
 	if r.site != nil && Capture(r.t.capture.Load()) == CaptureFull {
-		r.ended.set(uint64(max(1, r.clk.now()-r.start)))
+		r.holds.ended.set(uint64(max(1, r.clk.now()-r.start)))
 	}
 	// told may be missed when a report sets it at this very moment (the store
 	// above is a plain one): leak.returned sees to that.
