@@ -35,6 +35,7 @@ type holding struct {
 
 type accounting struct {
 	t         *testing.T
+	mode      baldur.Capture
 	db        *sql.DB
 	tracker   *baldur.Tracker
 	threshold time.Duration
@@ -237,6 +238,9 @@ func (a *accounting) check(round int) {
 		t.Fatalf("round %d: %d in use by database/sql, %d tracked, %d not to be seen", round, len(inUseOf), len(got), unseen)
 	}
 	if !maps.EqualFunc(got, want, func(c baldur.ConnectionInfo, h *holding) bool {
+		if a.mode == baldur.CaptureOff {
+			return c.CallSite().Function == "unknown" && c.GoroutineID != 0
+		}
 		return slices.Contains(h.sites, c.CallSite().Line)
 	}) {
 		t.Fatalf("round %d: tracked %v\nheld %v", round, describe(got), describeHeld(want))
@@ -334,53 +338,62 @@ func seed(t *testing.T) *rand.Rand {
 }
 
 func TestAccountingFake(t *testing.T) {
-	const rounds = 3000
-	synctest.Test(t, func(t *testing.T) {
-		a := &accounting{t: t, rnd: seed(t), threshold: time.Second, slow: true, idQuery: "SELECT pg_backend_pid()"}
-		failure := errors.New("fake: refused")
-		fake := &fakeDB{}
-		fake.before = func(c *fakeConn, call string) error {
-			switch n := a.intn(200); {
-			case n < 3:
-				c.invalid.Store(true)
-			case n <= 4 && call != "connect" && call != "rows close":
-				return driver.ErrBadConn
-			case n <= 7:
-				return failure
-			}
-			if call == "connect" { // the only call that is not made under a lock, on which synctest cannot wait
-				a.linger()
-			}
-			return nil
+	for _, m := range captureModes {
+		rounds := 3000
+		if m.mode != baldur.CaptureFull { // they share the code
+			rounds /= 3
 		}
-		db := baldur.OpenDB(fake, baldur.WithLeakThreshold(a.threshold))
-		defer db.Close()
-		a.db, a.tracker = db, baldur.TrackerOf(db)
-		a.maxOpen = 6
-		db.SetMaxOpenConns(a.maxOpen)
-		for round := range rounds {
-			a.workers()
-			time.Sleep(10 * time.Millisecond) // until no connection is being dialled
-			synctest.Wait()
-			a.check(round)
-			if round%10 == 0 {
-				db.SetConnMaxIdleTime(0)
-				time.Sleep(2 * a.threshold)
-				a.suspects(round)
-			}
-			a.releaseSome(round%50 == 49)
-			a.turmoil()
+		t.Run(m.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { accountFake(t, m.mode, rounds) })
+		})
+	}
+}
+
+func accountFake(t *testing.T, mode baldur.Capture, rounds int) {
+	a := &accounting{t: t, mode: mode, rnd: seed(t), threshold: time.Second, slow: true, idQuery: "SELECT pg_backend_pid()"}
+	failure := errors.New("fake: refused")
+	fake := &fakeDB{}
+	fake.before = func(c *fakeConn, call string) error {
+		switch n := a.intn(200); {
+		case n < 3:
+			c.invalid.Store(true)
+		case n <= 4 && call != "connect" && call != "rows close":
+			return driver.ErrBadConn
+		case n <= 7:
+			return failure
 		}
-		t.Logf("connections that cannot be seen: %d; bound at their first use: %d", a.unseen, a.bound)
-		if a.unseen == 0 || a.bound == 0 {
-			t.Error("a rare case was not met")
+		if call == "connect" { // the only call that is not made under a lock, on which synctest cannot wait
+			a.linger()
 		}
-		a.releaseSome(true)
+		return nil
+	}
+	db := baldur.OpenDB(fake, baldur.WithLeakThreshold(a.threshold), baldur.WithCapture(mode))
+	defer db.Close()
+	a.db, a.tracker = db, baldur.TrackerOf(db)
+	a.maxOpen = 6
+	db.SetMaxOpenConns(a.maxOpen)
+	for round := range rounds {
+		a.workers()
+		time.Sleep(10 * time.Millisecond) // until no connection is being dialled
 		synctest.Wait()
-		if n := len(a.tracker.Holders()); n != 0 {
-			t.Fatalf("%d holders after all has been given back", n)
+		a.check(round)
+		if round%10 == 0 {
+			db.SetConnMaxIdleTime(0)
+			time.Sleep(2 * a.threshold)
+			a.suspects(round)
 		}
-	})
+		a.releaseSome(round%50 == 49)
+		a.turmoil()
+	}
+	t.Logf("connections that cannot be seen: %d; bound at their first use: %d", a.unseen, a.bound)
+	if a.unseen == 0 || a.bound == 0 {
+		t.Error("a rare case was not met")
+	}
+	a.releaseSome(true)
+	synctest.Wait()
+	if n := len(a.tracker.Holders()); n != 0 {
+		t.Fatalf("%d holders after all has been given back", n)
+	}
 }
 
 func TestAccountingPostgres(t *testing.T) {
@@ -388,18 +401,25 @@ func TestAccountingPostgres(t *testing.T) {
 	if testing.Short() {
 		rounds = 300
 	}
+	for _, m := range captureModes {
+		t.Run(m.name, func(t *testing.T) { accountPostgres(t, m.name, m.mode, rounds) })
+		rounds = max(100, rounds/10) // the others share the code
+	}
+}
+
+func accountPostgres(t *testing.T, name string, mode baldur.Capture, rounds int) {
 	dsn := pgtest.SocketDSN(t)
 	admin, err := sql.Open("postgres", dsn)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer admin.Close()
-	db, err := sql.Open("baldur-pq", dsn+"&baldur_leak_threshold=1ms")
+	db, err := sql.Open("baldur-pq", dsn+"&baldur_leak_threshold=1ms&baldur_capture="+name)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer db.Close()
-	a := &accounting{t: t, rnd: seed(t), db: db, tracker: baldur.TrackerOf(db), idQuery: "SELECT pg_backend_pid()", maxOpen: 6}
+	a := &accounting{t: t, mode: mode, rnd: seed(t), db: db, tracker: baldur.TrackerOf(db), idQuery: "SELECT pg_backend_pid()", maxOpen: 6}
 	db.SetMaxOpenConns(a.maxOpen)
 	db.SetMaxIdleConns(4)
 	settle := func(what string, done func() bool) {

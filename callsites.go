@@ -21,6 +21,7 @@ type CallSiteStats struct {
 // checkouts first. At most some 16,000 paths are kept apart; the rest is counted
 // as one, with no StackTrace.
 func CallSites() []CallSiteStats {
+	flushHolds()
 	var cache siteCache
 	var all []CallSiteStats
 	add := func(s *stack.Site) {

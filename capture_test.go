@@ -9,6 +9,12 @@ import (
 	"github.com/baldur-go/baldur"
 )
 
+// captureModes are the modes, by their names in a DSN.
+var captureModes = []struct {
+	name string
+	mode baldur.Capture
+}{{"full", baldur.CaptureFull}, {"sites", baldur.CaptureSites}, {"off", baldur.CaptureOff}}
+
 // TestCapture: in each mode leaks are found; what is not noted is told as
 // unknown, and modes change at run time.
 func TestCapture(t *testing.T) {

@@ -158,7 +158,7 @@ func (c *conn) Ping(ctx context.Context) error {
 	if c.pinger == nil {
 		return nil
 	}
-	first := c.rec.begin(ctx, KindPing, "")
+	first := c.rec.begin(ctx, kindPing, "")
 	defer c.rec.end()
 	if err := c.pinger.Ping(ctx); err != nil {
 		return c.fail(ctx, first, err)
@@ -190,7 +190,7 @@ func (c fullConn) QueryContext(ctx context.Context, query string, args []driver.
 }
 
 func (c *conn) execContext(ctx context.Context, query string, args []driver.NamedValue) (res driver.Result, err error) {
-	first := c.rec.begin(ctx, KindExec, query)
+	first := c.rec.begin(ctx, kindExec, query)
 	defer c.rec.end() // also when the driver panics: a stuck "in a call" would hide the leak that follows
 	if c.execCtx != nil {
 		res, err = c.execCtx.ExecContext(ctx, query, args)
@@ -206,7 +206,7 @@ func (c *conn) execContext(ctx context.Context, query string, args []driver.Name
 }
 
 func (c *conn) queryContext(ctx context.Context, query string, args []driver.NamedValue) (rs driver.Rows, err error) {
-	first := c.rec.begin(ctx, KindQuery, query)
+	first := c.rec.begin(ctx, kindQuery, query)
 	defer c.rec.end()
 	if c.queryCtx != nil {
 		rs, err = c.queryCtx.QueryContext(ctx, query, args)
@@ -227,7 +227,7 @@ func (c *conn) Prepare(query string) (driver.Stmt, error) {
 }
 
 func (c *conn) PrepareContext(ctx context.Context, query string) (st driver.Stmt, err error) {
-	first := c.rec.begin(ctx, KindStmt, query)
+	first := c.rec.begin(ctx, kindStmt, query)
 	defer c.rec.end()
 	if c.preparer != nil {
 		st, err = c.preparer.PrepareContext(ctx, query)
@@ -247,7 +247,7 @@ func (c *conn) Begin() (driver.Tx, error) {
 }
 
 func (c *conn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, error) {
-	first := c.rec.begin(ctx, KindTx, "")
+	first := c.rec.begin(ctx, kindTx, "")
 	defer c.rec.end()
 	inner, err := c.begin(ctx, opts)
 	if err != nil {
@@ -306,7 +306,7 @@ type tx struct {
 }
 
 func (t *tx) Commit() error {
-	t.c.rec.begin(t.ctx, KindTx, "COMMIT")
+	t.c.rec.begin(t.ctx, kindTx, "COMMIT")
 	defer t.ended()
 	if err := t.inner.Commit(); err != nil {
 		return t.c.fail(t.ctx, false, err)
@@ -321,7 +321,7 @@ func (t *tx) Commit() error {
 // on a sql.Conn, the transaction's own statements are not closed before the
 // connection is.
 func (t *tx) Rollback() error {
-	t.c.rec.begin(t.ctx, KindTx, "ROLLBACK")
+	t.c.rec.begin(t.ctx, kindTx, "ROLLBACK")
 	defer t.ended()
 	discard := !t.c.keepOnRollback() && t.ctx.Err() != nil && !calledBy("database/sql.(*Tx).Rollback")
 	if discard {

@@ -2,8 +2,24 @@ package baldur
 
 import (
 	"database/sql/driver"
+	"slices"
 	"time"
+
+	"github.com/baldur-go/baldur/internal/stack"
 )
+
+// HoldsOf returns the number and the sum of the hold times of all call sites in a
+// function.
+func HoldsOf(function string) (n uint64, sum time.Duration) {
+	flushHolds()
+	for s := range stack.All() {
+		if slices.ContainsFunc(s.Frames(), func(f stack.Frame) bool { return f.Function == function }) {
+			n += s.Holds.Count()
+			sum += s.Holds.Sum()
+		}
+	}
+	return n, sum
+}
 
 // RecordOf returns the ConnectionID of a tracked connection, and what it wraps.
 func RecordOf(dc any) (int64, driver.Conn) {

@@ -231,7 +231,7 @@ func (t *Tracker) info(s snapshot, now time.Duration) ConnectionInfo {
 		c.QueryInfo = s.query
 	}
 	if used && c.Kind == KindUnknown {
-		c.Kind = s.first
+		c.Kind = s.first.public()
 	}
 	since := max(0, now-s.used)
 	switch {

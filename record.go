@@ -5,6 +5,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unsafe"
 
 	"github.com/baldur-go/baldur/internal/stack"
 )
@@ -18,6 +19,21 @@ const (
 	flagRows               // a Rows is open
 	flagBits   = 8
 )
+
+// kind is a Kind in a byte: it is compared at each call.
+type kind uint8
+
+const (
+	kindQuery kind = iota + 1
+	kindExec
+	kindTx
+	kindStmt
+	kindPing
+)
+
+func (k kind) public() Kind {
+	return [...]Kind{KindUnknown, KindQuery, KindExec, KindTx, KindStmt, KindPing}[k]
+}
 
 // A record is what the tracker knows of one physical connection. It has one
 // writer at a time, the goroutine whose call database/sql has let through to
@@ -39,9 +55,10 @@ type record struct {
 
 	mu sync.Mutex // guards the fields below; the writer may read them without it
 	checkout
-	leak *leak           // the checkout was reported as suspected
-	done <-chan struct{} // of the ctx of the call in flight, if sock is set
-	seen time.Duration   // when the sweep first saw done closed during that call
+	holds holds
+	leak  *leak           // the checkout was reported as suspected
+	done  <-chan struct{} // of the ctx of the call in flight, if sock is set
+	seen  time.Duration   // when the sweep first saw done closed during that call
 }
 
 // checkout is what is known of one stay outside the pool.
@@ -52,8 +69,8 @@ type checkout struct {
 	holder stack.G       // the goroutine that took it
 	last   stack.G       // the goroutine of the last call
 	span   SpanContext
-	first  Kind // of the first call since the checkout
-	kind   Kind // of the last call; may be of an earlier checkout while flagCalled and flagInCall are off
+	first  kind // of the first call since the checkout
+	kind   kind // of the last call; may be of an earlier checkout while flagCalled and flagInCall are off
 	query  string
 	label  string // of an expected holder, see Label
 }
@@ -70,6 +87,7 @@ func (r *record) take(ctx context.Context) {
 	}
 	g, now := stack.CurrentG(), r.clk.now()
 	r.mu.Lock()
+	r.holds.count(r.site)
 	r.seq++
 	r.site, r.start, r.holder, r.last, r.span, r.label = site, now, g, g, span, ""
 	if r.leak != nil {
@@ -90,7 +108,7 @@ func (r *record) give() {
 	r.flags, r.rowsNow = 0, 0
 	r.act.set(0)
 	if r.site != nil && Capture(r.t.capture.Load()) == CaptureFull {
-		r.site.Holds.Record(r.clk.now() - r.start)
+		r.holds.ended.set(uint64(max(1, r.clk.now()-r.start)))
 	}
 	// told may be missed when a report sets it at this very moment (the store
 	// above is a plain one): leak.returned sees to that.
@@ -110,27 +128,51 @@ func (r *record) give() {
 // the checkout. A connection that is used without having been seen to leave the
 // pool (one that database/sql's connectionOpener had made) is bound to its
 // holder here.
-func (r *record) begin(ctx context.Context, kind Kind, query string) (first bool) {
+func (r *record) begin(ctx context.Context, k kind, query string) (first bool) {
 	if r.flags&flagOut == 0 {
 		r.take(ctx)
 	}
 	first = r.flags&(flagCalled|flagInCall) == 0
+	if k != r.kind || first && k != r.first || !sameString(query, r.query) {
+		r.mu.Lock()
+		r.kind, r.query = k, query
+		if first {
+			r.first = k
+		}
+		r.mu.Unlock()
+	}
+	r.enter(ctx)
+	return first
+}
+
+// resume is begin for a call that goes on with what the last one has begun.
+func (r *record) resume(ctx context.Context) {
+	if r.flags&flagOut == 0 {
+		r.begin(ctx, r.kind, r.query)
+		return
+	}
+	r.enter(ctx)
+}
+
+// enter notes who is in a call from now on, and until when.
+func (r *record) enter(ctx context.Context) {
 	var done <-chan struct{}
 	if r.sock != nil {
 		done = ctx.Done()
 	}
-	if g := stack.CurrentG(); kind != r.kind || g != r.last || done != r.done || query != r.query || (first && kind != r.first) {
+	if g := stack.CurrentG(); g != r.last || done != r.done {
 		r.mu.Lock()
-		r.kind, r.query, r.last = kind, query, g
-		if first {
-			r.first = kind
-		}
-		r.done, r.seen = done, 0
+		r.last, r.done, r.seen = g, done, 0
 		r.mu.Unlock()
 	}
 	r.flags |= flagInCall
 	r.touch()
-	return first
+}
+
+// sameString tells whether two strings are one, for a fraction of the time that
+// it takes to compare them. A program's queries are mostly constants.
+func sameString(a, b string) bool {
+	return len(a) == len(b) && unsafe.StringData(a) == unsafe.StringData(b)
 }
 
 // end notes that the call in flight has ended.

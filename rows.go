@@ -35,7 +35,7 @@ type rows struct {
 	inner driver.Rows
 	c     *conn
 	ctx   context.Context // of the query
-	seq   uint64          // of the checkout
+	seq   uint64          // of the checkout; 0: closed
 	next  *rows           // in a list of closed ones
 }
 
@@ -48,21 +48,25 @@ func (c *conn) wrapRows(ctx context.Context, inner driver.Rows) driver.Rows {
 	}
 	r := c.free
 	if r == nil {
-		r = new(rows)
+		r = &rows{rec: c.rec, c: c}
 	} else {
 		c.free = r.next
 	}
-	*r = rows{rec: c.rec, inner: inner, c: c, ctx: ctx, seq: c.rec.seq}
+	// Field by field: writing pointers is dear while garbage is collected.
+	r.inner, r.ctx, r.seq = inner, ctx, c.rec.seq
 	c.rec.openRows()
 	return scannerRows(r)
 }
 
 // recycleRows puts the rows that were closed during the checkout at hand.
 func (c *conn) recycleRows() {
+	if c.used == nil {
+		return
+	}
 	n := 0
 	for r := c.used; r != nil && n < maxFreeRows; n++ {
 		next := r.next
-		r.inner, r.next, c.free = closedRows{}, c.free, r
+		r.inner, r.ctx, r.next, c.free = closedRows{}, nil, c.free, r
 		r = next
 	}
 	c.used = nil
@@ -89,17 +93,17 @@ func (r *rows) Next(dest []driver.Value) error {
 
 func (r *rows) Close() error {
 	c := r.c
-	if r.seq != c.rec.seq || r.ctx == nil {
+	if r.seq != c.rec.seq {
 		return r.inner.Close() // after the connection went back, or again
 	}
-	c.rec.begin(r.ctx, c.rec.kind, c.rec.query)
+	c.rec.resume(r.ctx)
 	defer c.rec.end()
 	err := r.inner.Close()
 	c.rec.closeRows()
 	if err != nil {
 		err = c.fail(r.ctx, false, err)
 	}
-	r.ctx, r.next, c.used = nil, c.used, r
+	r.seq, r.next, c.used = 0, c.used, r
 	return err
 }
 

@@ -64,20 +64,16 @@ type spyDriver struct{}
 
 func (spyDriver) Open(string) (driver.Conn, error) { return nil, errDriver }
 
-// play runs a script against a driver and returns the log, and what is wrong
-// with the tracker's accounting.
-func play(c caps, wrapped, bubble bool, script []string) (log, broken []string) {
+// play runs a script against a pool of a driver and returns the log, and what is
+// wrong with the tracker's accounting, if there is one.
+func play(c caps, open func(driver.Connector) *sql.DB, bubble bool, script []string) (log, broken []string) {
 	e := &env{spy: &spy{caps: c, armed: map[string]string{}}, bubble: bubble, ctx: context.Background(), query: "q"}
 	var inner driver.Connector = spyConnector{e.spy}
 	if c.closer {
 		inner = closingConnector{spyConnector{e.spy}}
 	}
-	if wrapped {
-		e.db = baldur.OpenDB(inner)
-		e.tracker = baldur.TrackerOf(e.db)
-	} else {
-		e.db = sql.OpenDB(inner)
-	}
+	e.db = open(inner)
+	e.tracker = baldur.TrackerOf(e.db)
 	e.spy.cancel = func() {}
 	for _, op := range script {
 		e.do(op)

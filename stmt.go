@@ -66,7 +66,7 @@ func (s *stmt) Query(args []driver.Value) (driver.Rows, error) {
 }
 
 func (s *stmt) ExecContext(ctx context.Context, args []driver.NamedValue) (res driver.Result, err error) {
-	s.c.rec.begin(ctx, KindStmt, s.query)
+	s.c.rec.begin(ctx, kindStmt, s.query)
 	defer s.c.rec.end()
 	if s.execCtx != nil {
 		res, err = s.execCtx.ExecContext(ctx, args)
@@ -82,7 +82,7 @@ func (s *stmt) ExecContext(ctx context.Context, args []driver.NamedValue) (res d
 }
 
 func (s *stmt) QueryContext(ctx context.Context, args []driver.NamedValue) (rs driver.Rows, err error) {
-	s.c.rec.begin(ctx, KindStmt, s.query)
+	s.c.rec.begin(ctx, kindStmt, s.query)
 	defer s.c.rec.end()
 	if s.qryCtx != nil {
 		rs, err = s.qryCtx.QueryContext(ctx, args)

@@ -173,6 +173,7 @@ func (t *Tracker) add(pid int, sock *socket) *record {
 
 // remove forgets a connection that is closed. It may be called twice.
 func (t *Tracker) remove(r *record) {
+	r.flush() // first: who does not find r among the records finds its holds in the histograms
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if r.index < 0 {

@@ -1,6 +1,8 @@
 package baldur_test
 
 import (
+	"database/sql"
+	"database/sql/driver"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -11,6 +13,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/baldur-go/baldur"
 )
 
 // The transparency tests run one script of operations on the bare driver and on
@@ -21,31 +25,34 @@ import (
 // waits until database/sql's own goroutines have done their part. Those in
 // which the driver panics do not: database/sql then leaves locks behind.
 
-// compare plays a script on both.
+// compare plays a script on the bare driver, and on the wrapped one in each
+// capture mode.
 func compare(t *testing.T, c caps, script []string) {
 	t.Helper()
-	run := func(wrapped bool) (log, broken []string) {
+	run := func(open func(driver.Connector) *sql.DB) (log, broken []string) {
 		if slices.ContainsFunc(script, func(op string) bool { return strings.HasSuffix(op, "panic") }) {
-			return play(c, wrapped, false, script)
+			log, broken = play(c, open, false, script)
+		} else {
+			synctest.Test(t, func(*testing.T) { log, broken = play(c, open, true, script) })
 		}
-		synctest.Test(t, func(*testing.T) { log, broken = play(c, wrapped, true, script) })
+		sortCloses(log)
 		return log, broken
 	}
-	bare, _ := run(false)
-	got, broken := run(true)
-	sortCloses(bare)
-	sortCloses(got)
-	for i := range max(len(bare), len(got)) {
-		if i < len(bare) && i < len(got) && bare[i] == got[i] {
-			continue
+	bare, _ := run(sql.OpenDB)
+	for _, m := range captureModes {
+		got, broken := run(func(inner driver.Connector) *sql.DB { return baldur.OpenDB(inner, baldur.WithCapture(m.mode)) })
+		for i := range max(len(bare), len(got)) {
+			if i < len(bare) && i < len(got) && bare[i] == got[i] {
+				continue
+			}
+			from := max(0, i-25)
+			t.Errorf("%+v, capture %s, differs\nbare:\n%s\nwrapped:\n%s", c, m.name,
+				strings.Join(bare[min(from, len(bare)):min(i+3, len(bare))], "\n"), strings.Join(got[min(from, len(got)):min(i+3, len(got))], "\n"))
+			break
 		}
-		from := max(0, i-25)
-		t.Errorf("%+v differs\nbare:\n%s\nwrapped:\n%s", c,
-			strings.Join(bare[min(from, len(bare)):min(i+3, len(bare))], "\n"), strings.Join(got[min(from, len(got)):min(i+3, len(got))], "\n"))
-		break
-	}
-	if len(broken) > 0 {
-		t.Errorf("%+v: %s", c, broken[0])
+		if len(broken) > 0 {
+			t.Errorf("%+v, capture %s: %s", c, m.name, broken[0])
+		}
 	}
 }
 

@@ -48,7 +48,7 @@
 //
 // # Memory
 //
-// A site takes about 1.2 kB: its key 288 B, its histogram and the rest 576 B, the program counters
+// A site takes about 1.2 kB: its key 288 B, its histogram and the rest 640 B, the program counters
 // up to 256 B or a little more, two slots of the table. Once Frames was called, 40 B a frame come on
 // top. [SetMaxSites] caps the number, 16,384 by default (20 MB); paths first seen above the cap share
 // the site [Other]. Nothing is ever freed: a path that was taken once is apt to be taken again.

@@ -14,16 +14,18 @@ const (
 )
 
 // Hist counts durations in log-linear buckets from 1.024 µs to 73 minutes; shorter ones share a
-// bucket, and so do longer ones. A recorded duration is one atomic add, without a lock. The zero
-// value is empty and ready; a Hist must not be copied. It takes 528 bytes.
+// bucket, and so do longer ones. Durations are added without a lock. The zero value is empty and
+// ready; a Hist must not be copied. It takes 536 bytes.
 //
-// There is no sum and no maximum: each would be a second contended cache line on every record.
+// A cache line that all cores write costs them more than the counting: who has many durations of one
+// bucket adds them together.
 type Hist struct {
 	counts [buckets]atomic.Uint64
+	sum    atomic.Int64 // ns
 }
 
-// bucket returns the index of d's bucket; negative durations (a clock set back) go to the first.
-func bucket(d time.Duration) int {
+// Bucket returns the index of d's bucket; negative durations (a clock set back) go to the first.
+func Bucket(d time.Duration) int {
 	if d < 1<<minExp {
 		return 0
 	}
@@ -49,7 +51,16 @@ func limits(i int) (lo, hi time.Duration) {
 }
 
 // Record counts d.
-func (h *Hist) Record(d time.Duration) { h.counts[bucket(d)].Add(1) }
+func (h *Hist) Record(d time.Duration) { h.Add(Bucket(d), 1, d) }
+
+// Add counts n durations of one bucket, whose sum is given.
+func (h *Hist) Add(bucket int, n uint64, sum time.Duration) {
+	h.counts[bucket].Add(n)
+	h.sum.Add(int64(sum))
+}
+
+// Sum returns the sum of the durations recorded.
+func (h *Hist) Sum() time.Duration { return time.Duration(h.sum.Load()) }
 
 // Count returns the number of durations recorded.
 func (h *Hist) Count() uint64 {

@@ -17,12 +17,12 @@ func TestBuckets(t *testing.T) {
 		if lo != end || hi <= lo {
 			t.Errorf("bucket %d is [%d, %d) after %d", i, lo, hi, end)
 		}
-		if bucket(lo) != i || bucket(hi-1) != i || bucket(hi) != i+1 {
-			t.Errorf("bucket %d: %d, %d, %d", i, bucket(lo), bucket(hi-1), bucket(hi))
+		if Bucket(lo) != i || Bucket(hi-1) != i || Bucket(hi) != i+1 {
+			t.Errorf("bucket %d: %d, %d, %d", i, Bucket(lo), Bucket(hi-1), Bucket(hi))
 		}
 		end = hi
 	}
-	if end < time.Hour || bucket(math.MaxInt64) != buckets-1 || bucket(-1) != 0 || bucket(math.MinInt64) != 0 {
+	if end < time.Hour || Bucket(math.MaxInt64) != buckets-1 || Bucket(-1) != 0 || Bucket(math.MinInt64) != 0 {
 		t.Errorf("the ends are wrong: %v", end)
 	}
 }
@@ -75,10 +75,14 @@ func TestHistConcurrent(t *testing.T) {
 			for i := range 1000 {
 				h.Record(time.Duration(i*(g+1)) * time.Microsecond)
 			}
+			h.Add(Bucket(time.Second), 1000, 1000*time.Second)
 		})
 	}
 	wg.Wait()
-	if h.Count() != 8000 {
-		t.Error(h.Count())
+	if h.Count() != 16000 || h.Quantile(0.75).Round(time.Second) != time.Second {
+		t.Error(h.Count(), h.Quantile(0.75))
+	}
+	if want := 36*999*500*time.Microsecond + 8000*time.Second; h.Sum() != want {
+		t.Error(h.Sum(), want)
 	}
 }
