@@ -27,7 +27,7 @@ func (p *pool) leaks(news baldur.LeakReport) {
 			c.ConnectionID, p.name.Load().attr.Value.AsString(), c.Held.Round(time.Millisecond), c.Doing(), c.CallSite())
 		p.emit(leakEvent, log.SeverityWarn, body, news.ReportTime, c, attrs)
 		if c.Span.IsValid() {
-			_, s := p.tracer.Start(context.Background(), leakEvent, trace.WithNewRoot(), trace.WithAttributes(attrs...),
+			_, s := p.tracer.Start(context.Background(), leakEvent, trace.WithAttributes(attrs...),
 				trace.WithLinks(trace.Link{SpanContext: otelSpanContext(c.Span)}))
 			s.End()
 		}

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/lib/pq"
 	"go.opentelemetry.io/otel"
 	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
@@ -323,6 +325,25 @@ func TestWrapped(t *testing.T) {
 			checkSpans(t, c.base, spans, want{c.tx, operation("BEGIN")}, want{"SELECT", query("SELECT", "SELECT ?")})
 		})
 	}
+}
+
+// TestPGX: another driver, whose errors are of another type.
+func TestPGX(t *testing.T) {
+	o := newTelemetry(t)
+	cfg := must(pgx.ParseConfig(pgtest.DSN(t)))
+	db := baldur.OpenDB(stdlib.GetConnector(*cfg), o.with(baldurotel.WithNamespace(cfg.Database)))
+	defer db.Close()
+	base := map[string]any{"db.system.name": "postgresql", "db.namespace": cfg.Database}
+	var n int
+	if err := db.QueryRow("SELECT $1::int", 7).Scan(&n); err != nil || n != 7 {
+		t.Errorf("got %d, %v", n, err)
+	}
+	if _, err := db.Exec("SELECT 1/0"); err == nil {
+		t.Error("no error")
+	}
+	spans, _ := o.take()
+	checkSpans(t, base, spans, want{"SELECT", query("SELECT", "SELECT $1::int")},
+		want{"SELECT", plus(query("SELECT", "SELECT ?/?"), "db.response.status_code", "22012", "error.type", "22012")})
 }
 
 // TestCheckoutSpan: one for each checkout, as long as it was, where asked for.
