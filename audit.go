@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"github.com/baldur-go/baldur/internal/hook"
 )
 
 // DirtyReturn is a connection that came back to the pool with something that its
@@ -111,7 +113,7 @@ func (c *conn) audit() {
 // sessionLocks asks for the session's advisory locks. After an error there are
 // none to tell; lib/pq has then marked the connection, or the sweep has.
 func (c *conn) sessionLocks() (ids []string) {
-	ctx, cancel := context.WithTimeout(context.Background(), auditTimeout)
+	ctx, cancel := context.WithTimeout(hook.Own(context.Background()), auditTimeout)
 	defer cancel()
 	rs, err := c.queryContext(ctx, auditQuery, nil)
 	if err != nil {

@@ -11,10 +11,11 @@ import (
 // with the modules that each may bring.
 var exporters = map[string][]string{
 	"baldurhttp": {"github.com/google/pprof/profile"},
+	"baldurotel": {"github.com/XSAM/otelsql", "go.opentelemetry.io/", "github.com/go-logr/", "github.com/cespare/xxhash/"}, // but for OpenTelemetry's SDK
 	"baldurprom": {"github.com/prometheus/", "github.com/beorn7/perks/", "github.com/cespare/xxhash/", "github.com/munnerz/goautoneg", "google.golang.org/protobuf/", "golang.org/x/sys/"},
 }
 
-// TestImports: imports go one way (cmd, baldurtest, baldurhttp, baldurprom →
+// TestImports: imports go one way (cmd, baldurtest, baldurhttp, baldurotel, baldurprom →
 // baldur → internal → the standard library), and a program that imports baldur gets lib/pq and nothing
 // else.
 func TestImports(t *testing.T) {
@@ -27,7 +28,7 @@ func TestImports(t *testing.T) {
 		return strings.Fields(string(out))
 	}
 	for _, p := range deps(module) {
-		ok := strings.HasPrefix(p, "github.com/lib/pq") || p == module || p == module+"/internal/stack"
+		ok := strings.HasPrefix(p, "github.com/lib/pq") || p == module || p == module+"/internal/stack" || p == module+"/internal/hook"
 		if !ok {
 			t.Errorf("the root package imports %s", p)
 		}
@@ -39,8 +40,11 @@ func TestImports(t *testing.T) {
 	}
 	for exporter, allowed := range exporters {
 		for _, p := range deps(module + "/" + exporter) {
-			ours := p == module || p == module+"/"+exporter || strings.HasPrefix(p, module+"/internal/stack")
+			ours := p == module || p == module+"/"+exporter || strings.HasPrefix(p, module+"/internal/stack") || p == module+"/internal/hook"
 			if !ours && !strings.HasPrefix(p, "github.com/lib/pq") && !slices.ContainsFunc(allowed, func(a string) bool { return strings.HasPrefix(p, a) }) {
+				t.Errorf("%s imports %s", exporter, p)
+			}
+			if strings.HasPrefix(p, "go.opentelemetry.io/otel/sdk") || strings.HasPrefix(p, "go.opentelemetry.io/otel/exporters") {
 				t.Errorf("%s imports %s", exporter, p)
 			}
 		}

@@ -99,5 +99,6 @@
 //	stats.go    figures and health; pool.go, callsites.go, holdtimes.go
 //	label.go    names for holders that are expected to hold
 //	audit.go    connections that come back dirty
+//	hooks.go    functions that are called as a pool lives
 //	pgadmin.go  admin SQL; pgadmin_*.go: sessions, locks, timeouts, poolers
 package baldur

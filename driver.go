@@ -48,7 +48,8 @@ func openConnector(dsn string, opts []Option) (*connector, error) {
 	if err != nil {
 		return nil, fmt.Errorf("baldur: DSN: %s", pqDSNError(err))
 	}
-	return &connector{inner: inner, connect: inner.connect, driver: pqDriver{}, t: newTracker(cfg)}, nil
+	hooked := socketConnector{cfg.hook(inner.Connector, pqTarget(pqcfg))}
+	return &connector{inner: inner, connect: hooked.connect, driver: pqDriver{}, t: newTracker(cfg)}, nil
 }
 
 // Open opens a tracked pool on lib/pq, as sql.Open("baldur-pq", dsn) does, with
@@ -99,10 +100,11 @@ func wrap(inner driver.Connector, opts []Option) driver.Connector {
 	if cfg.poolName == "" {
 		cfg.poolName = "pool"
 	}
+	hooked := cfg.hook(inner, Target{})
 	return &connector{
 		inner: inner,
 		connect: func(ctx context.Context) (driver.Conn, *socket, error) {
-			ci, err := inner.Connect(ctx)
+			ci, err := hooked.Connect(ctx)
 			return ci, nil, err
 		},
 		t: newTracker(cfg),
@@ -160,11 +162,13 @@ var _ io.Closer = (*connector)(nil)
 func (c *connector) Connect(ctx context.Context) (driver.Conn, error) {
 	c.t.dialing.Add(1)
 	defer c.t.dialing.Add(-1)
+	began, closed := c.t.clk.now(), c.t.isClosed()
 	ci, sock, err := c.connect(ctx)
 	if err != nil {
 		return nil, err
 	}
-	r := c.t.add(pqPID(ci), sock)
+	r := c.t.add(pqPID(Unwrap(ci)), sock, closed)
+	c.t.connected(ctx, c.t.clk.now()-began)
 	if calledByPool() {
 		r.take(ctx)
 	}

@@ -32,6 +32,8 @@ type config struct {
 	returnAudit   int
 	spanContext   func(context.Context) SpanContext
 	skip          []string
+	hookMakers    []hookMaker
+	hooks         []Hooks // by hookMakers; nil: none
 }
 
 // An Option sets one thing about a pool. The nearest setting wins: option, DSN
@@ -106,7 +108,7 @@ func WithCapture(c Capture) Option {
 }
 
 // WithSpanContext has f called with the ctx of every checkout, to note the
-// trace that it belongs to. With OpenTelemetry:
+// trace that it belongs to. With OpenTelemetry (baldurotel.With includes it):
 //
 //	func(ctx context.Context) baldur.SpanContext {
 //		sc := trace.SpanContextFromContext(ctx)
@@ -137,6 +139,7 @@ var settings = []setting{
 	{"baldur_cancel_grace", "", func(c *config, v string) error { return setDuration(&c.cancelGrace, v) }},
 	{"baldur_capture", "", func(c *config, v string) error { return setCapture(&c.capture, v) }},
 	{"baldur_return_audit", "", func(c *config, v string) error { return setCount(&c.returnAudit, v) }},
+	{"baldur_otel", "", setOTel}, // see baldurotel
 	{"baldur_query_text", "", func(c *config, v string) error { return setSwitch(&c.queryText, v) }},
 }
 

@@ -119,16 +119,47 @@ func pqDSNError(err error) string {
 	return "it does not parse; lib/pq's message is withheld since it may quote the password"
 }
 
+// pqTarget is what a DSN tells of the server and the database.
+func pqTarget(cfg pq.Config) Target {
+	target := Target{Database: pqDatabase(cfg), Schema: pqSchema(cfg.Runtime["search_path"])}
+	if len(cfg.Multi) > 0 {
+		return target
+	}
+	switch host := pqHost(cfg); {
+	case strings.HasPrefix(host, "/") || strings.HasPrefix(host, "@"):
+		target.Address = host + "/.s.PGSQL." + strconv.Itoa(int(cfg.Port))
+	default:
+		target.Address, target.Port = host, int(cfg.Port)
+	}
+	return target
+}
+
+// pqSchema is the first schema of a search_path, where its name is plain.
+func pqSchema(path string) string {
+	first, _, _ := strings.Cut(path, ",")
+	first = strings.TrimSpace(first)
+	if strings.ContainsAny(first, `"$`) {
+		return ""
+	}
+	return first
+}
+
+func pqHost(cfg pq.Config) string {
+	if cfg.Hostaddr.IsValid() {
+		return cfg.Hostaddr.String()
+	}
+	return cfg.Host
+}
+
+func pqDatabase(cfg pq.Config) string {
+	if cfg.Database == "" {
+		return cfg.User
+	}
+	return cfg.Database
+}
+
 // pqPoolName is the default of the semantic conventions for a pool's name:
 // server.address:server.port/db.namespace.
 func pqPoolName(cfg pq.Config) string {
-	host := cfg.Host
-	if cfg.Hostaddr.IsValid() {
-		host = cfg.Hostaddr.String()
-	}
-	db := cfg.Database
-	if db == "" {
-		db = cfg.User
-	}
-	return net.JoinHostPort(host, strconv.Itoa(int(cfg.Port))) + "/" + db
+	return net.JoinHostPort(pqHost(cfg), strconv.Itoa(int(cfg.Port))) + "/" + pqDatabase(cfg)
 }

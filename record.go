@@ -122,6 +122,9 @@ func (r *record) give() {
 		}
 		r.mu.Unlock()
 	}
+	if r.t.hooks != nil {
+		r.returned()
+	}
 }
 
 // begin notes that a call has started and tells whether it is the first since

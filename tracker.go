@@ -27,6 +27,10 @@ type Tracker struct {
 	name    atomic.Pointer[string]
 	returns atomic.Int64 // counted by the return audit, where there is one
 	leaked  atomic.Int64 // checkouts that were reported as suspected
+	hooks   []Hooks
+
+	announcing sync.Mutex // guards the field below, and orders the calls of Opened and Closed
+	announced  bool       // Opened was called, and Closed not since
 
 	mu        sync.Mutex // guards the fields below
 	db        *sql.DB    // nil: not known
@@ -43,7 +47,7 @@ type Tracker struct {
 }
 
 func newTracker(cfg *config) *Tracker {
-	t := &Tracker{cfg: cfg, closed: make(chan struct{})}
+	t := &Tracker{cfg: cfg, hooks: cfg.hooks, closed: make(chan struct{})}
 	t.sites.skip = cfg.skip
 	t.name.Store(&cfg.poolName)
 	t.capture.Store(int32(cfg.capture))
@@ -100,6 +104,7 @@ func (t *Tracker) register() {
 
 // attach tells the tracker its pool.
 func (t *Tracker) attach(db *sql.DB) {
+	defer t.announce()
 	t.mu.Lock()
 	switch t.db {
 	case db:
@@ -127,6 +132,7 @@ func (t *Tracker) close() {
 	if empty { // else remove does it
 		t.unregister()
 	}
+	t.announce()
 }
 
 func (t *Tracker) unregister() {
@@ -152,15 +158,17 @@ func (t *Tracker) isClosedLocked() bool {
 	}
 }
 
-// add makes the record of a new connection.
-func (t *Tracker) add(pid int, sock *socket) *record {
+// add makes the record of a new connection. Its dialling began before the pool
+// was closed, or after, for a second pool on the connector.
+func (t *Tracker) add(pid int, sock *socket, afterClose bool) *record {
+	defer t.announce()
 	r := &record{t: t, clk: t.clk, pid: pid, sock: sock}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.lastID++
 	r.id = t.lastID
 	if len(t.records) == 0 { // rarely more than once
-		if t.isClosedLocked() { // a second pool on the connector of a closed one
+		if afterClose && t.isClosedLocked() {
 			t.closed = make(chan struct{})
 			t.clk.reopen()
 		}
@@ -174,6 +182,7 @@ func (t *Tracker) add(pid int, sock *socket) *record {
 // remove forgets a connection that is closed. It may be called twice.
 func (t *Tracker) remove(r *record) {
 	r.flush() // first: who does not find r among the records finds its holds in the histograms
+	defer t.announce()
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if r.index < 0 {

@@ -1,0 +1,95 @@
+package baldurotel
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/log"
+	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/baldur-go/baldur"
+)
+
+// Event names; the first is a span's name too.
+const (
+	leakEvent     = "baldur.connection.leak"
+	returnedEvent = "baldur.connection.leak.returned"
+)
+
+// leaks tells the news of Tracker.Watch.
+func (p *pool) leaks(news baldur.LeakReport) {
+	for _, c := range news.SuspectedLeaks {
+		attrs := append(p.leakAttributes(c), attribute.String("baldur.connection.state", string(c.State)))
+		body := fmt.Sprintf("connection %d of pool %s is held for %s and looks leaked: %s; taken by %v",
+			c.ConnectionID, p.name.Load().attr.Value.AsString(), c.Held.Round(time.Millisecond), c.Doing(), c.CallSite())
+		p.emit(leakEvent, log.SeverityWarn, body, news.ReportTime, c, attrs)
+		if c.Span.IsValid() {
+			_, s := p.tracer.Start(context.Background(), leakEvent, trace.WithAttributes(attrs...),
+				trace.WithLinks(trace.Link{SpanContext: otelSpanContext(c.Span)}))
+			s.End()
+		}
+	}
+	for _, c := range news.Returned {
+		body := fmt.Sprintf("connection %d of pool %s, which looked leaked, is back after %s; taken by %v",
+			c.ConnectionID, p.name.Load().attr.Value.AsString(), c.Held.Round(time.Millisecond), c.CallSite())
+		p.emit(returnedEvent, log.SeverityInfo, body, news.ReportTime, c, p.leakAttributes(c))
+	}
+}
+
+func (p *pool) emit(event string, severity log.Severity, body string, at time.Time, c baldur.ConnectionInfo, attrs []attribute.KeyValue) {
+	ctx := context.Background()
+	if c.Span.IsValid() {
+		ctx = inTrace(c.Span)
+	}
+	if !p.logger.Enabled(ctx, log.EnabledParameters{Severity: severity, EventName: event}) {
+		return
+	}
+	var r log.Record
+	r.SetEventName(event)
+	r.SetTimestamp(at)
+	r.SetSeverity(severity)
+	r.SetSeverityText(severity.String())
+	r.SetBody(attribute.StringValue(clean(body, maxText)))
+	r.AddAttributes(attrs...)
+	p.logger.Emit(ctx, r)
+}
+
+// leakAttributes says what is known of a holder.
+func (p *pool) leakAttributes(c baldur.ConnectionInfo) []attribute.KeyValue {
+	attrs := []attribute.KeyValue{
+		p.name.Load().attr,
+		attribute.Int64("baldur.connection.id", c.ConnectionID),
+		attribute.Float64("baldur.connection.held_seconds", c.Held.Seconds()),
+	}
+	if c.Kind != baldur.KindUnknown {
+		attrs = append(attrs, attribute.String("baldur.connection.kind", string(c.Kind)))
+	}
+	if c.BackendPID != 0 {
+		attrs = append(attrs, attribute.Int("baldur.connection.backend_pid", c.BackendPID))
+	}
+	if c.QueryInfo != "" && p.queryText {
+		if _, text := describe(c.QueryInfo); text != "" {
+			attrs = append(attrs, semconv.DBQueryText(text))
+		}
+	}
+	return append(attrs, codeAttributes(c.StackTrace)...)
+}
+
+// codeAttributes says where a connection was taken, if that was noted.
+func codeAttributes(frames []baldur.Frame) []attribute.KeyValue {
+	if len(frames) == 0 {
+		return nil
+	}
+	top := frames[0]
+	attrs := []attribute.KeyValue{semconv.CodeFunctionName(clean(top.Function, maxPath)), semconv.CodeStacktrace(stacktrace(frames))}
+	if top.File != "" {
+		attrs = append(attrs, semconv.CodeFilePath(clean(top.File, maxPath)))
+	}
+	if top.Line > 0 {
+		attrs = append(attrs, semconv.CodeLineNumber(top.Line))
+	}
+	return attrs
+}
