@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/stdlib"
 	"go.uber.org/goleak"
 
 	"github.com/baldur-go/baldur"
@@ -444,5 +446,43 @@ func TestQuorumRenewal(t *testing.T) {
 	}
 	if hot < updates-1 { // the acquisition changes a key
 		t.Errorf("%d of %d updates are HOT", hot, updates)
+	}
+}
+
+// TestQuorumPGX: with another driver below, which dials by itself, it polls.
+func TestQuorumPGX(t *testing.T) {
+	ctx := testCtx(t)
+	config, err := pgx.ParseConfig(pgtest.DSN(t))
+	if err != nil {
+		t.Fatal("the DSN is not valid")
+	}
+	pool := func() *sql.DB {
+		db := baldur.OpenDB(stdlib.GetConnector(*config))
+		t.Cleanup(func() { _ = db.Close() })
+		return db
+	}
+	db := pool()
+	a, b := newQuorum(t, db, "a", baldur.WithLeaseTTL(shortTTL)), newQuorum(t, pool(), "b", baldur.WithLeaseTTL(shortTTL))
+	a.StartAutoRenew()
+	if _, err := a.AwaitPrimary(ctx); err != nil {
+		t.Fatal(err)
+	}
+	tx, err := db.BeginTx(ctx, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.RequirePrimary(ctx, tx); err != nil {
+		t.Fatal(err)
+	}
+	if err := tx.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	a.StopAutoRenew()
+	b.StartAutoRenew()
+	if _, err := b.AwaitPrimary(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if s := b.Stats(); s.Unanswered != 0 || s.Refused != 0 {
+		t.Errorf("%+v", s)
 	}
 }

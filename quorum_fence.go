@@ -57,7 +57,7 @@ func (q *PGQuorum) RequirePrimary(ctx context.Context, tx *sql.Tx) (epoch int64,
 
 // fenced makes an answer of what the fence has said.
 func (q *PGQuorum) fenced(ctx context.Context, t *term, epoch int64, err error) (int64, error) {
-	var e *pq.Error
+	code, _ := sqlState(err)
 	switch {
 	case err == nil:
 		return epoch, nil
@@ -67,7 +67,7 @@ func (q *PGQuorum) fenced(ctx context.Context, t *term, epoch int64, err error) 
 			q.lose(LossFenced)
 		}
 		return 0, ErrFenced
-	case errors.As(err, &e) && e.Code == "40001":
+	case code == "40001":
 		// A takeover, or another row of the transaction: the witness knows.
 		if ok, verr := q.IsPrimaryVerified(ctx); !ok && verr == nil {
 			q.count(func(s *QuorumStats) { s.GuardRejections++ })
@@ -153,8 +153,7 @@ func (q *PGQuorum) SealEpoch(ctx context.Context, db *sql.DB) (*Seal, error) {
 		fenceTable, pq.QuoteLiteral(q.cfg.name), t.lease.Epoch)
 	var epoch int64
 	err := db.QueryRowContext(ctx, seal).Scan(&epoch)
-	var e *pq.Error
-	if errors.As(err, &e) && e.Code == "42P01" {
+	if code, _ := sqlState(err); code == "42P01" {
 		if err := makeFence(ctx, db); err != nil {
 			return nil, fmt.Errorf("baldur: SealEpoch: there is no table %s, and it cannot be made: %w", fenceTable, err)
 		}

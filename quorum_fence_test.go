@@ -257,11 +257,11 @@ func TestSeal(t *testing.T) {
 		return tx
 	}
 	old, next := stale(t, dsn)
-	seal, err := old.SealEpoch(ctx, data)
-	if err != nil {
+	if _, err := old.SealEpoch(ctx, data); err != nil {
 		t.Fatal(err)
 	}
-	if seal, err = old.SealEpoch(ctx, data); err != nil { // again
+	seal, err := old.SealEpoch(ctx, data) // again
+	if err != nil {
 		t.Fatal(err)
 	}
 	guarded := begin()

@@ -3,6 +3,7 @@ package baldur
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"fmt"
 	"sync"
 	"time"
@@ -14,7 +15,7 @@ const killEvery = 20 * time.Millisecond
 // waiting, from killAfter on and one after the other, on a connection beside the
 // pool; the function that it returns ends that. See WithFenceKill.
 func (l *link) killGuards(ctx context.Context) (stop func()) {
-	dial, ok := l.db.Driver().(poolDialer)
+	beside, ok := l.db.Driver().(interface{ untracked() driver.Connector })
 	if l.cfg.killAfter == 0 || l.pid == 0 || !ok {
 		return func() {}
 	}
@@ -26,7 +27,7 @@ func (l *link) killGuards(ctx context.Context) (stop func()) {
 		case <-ctx.Done():
 			return
 		}
-		db := sql.OpenDB(&besideConnector{poolDialer: dial, drv: l.db.Driver()})
+		db := sql.OpenDB(beside.untracked())
 		defer func() { _ = db.Close() }()
 		kill := fmt.Sprintf("SELECT count(pg_catalog.pg_terminate_backend(b)) FROM unnest(pg_catalog.pg_blocking_pids(%d)) AS b WHERE b <> 0", l.pid)
 		for ctx.Err() == nil {

@@ -255,14 +255,14 @@ func (l *link) proveLocks(ctx context.Context) error {
 	if l.proved {
 		return nil
 	}
-	dial, ok := l.db.Driver().(poolDialer)
+	beside, ok := l.db.Driver().(interface{ untracked() driver.Connector })
 	if !ok {
 		return nil
 	}
 	var b [8]byte
 	_, _ = rand.Read(b[:])
 	try := fmt.Sprintf("SELECT pg_catalog.pg_try_advisory_xact_lock(%d)", int64(binary.NativeEndian.Uint64(b[:])))
-	other := sql.OpenDB(&besideConnector{poolDialer: dial, drv: l.db.Driver()})
+	other := sql.OpenDB(beside.untracked()) // which ctx's deadline ends
 	defer func() { _ = other.Close() }()
 	var first, second bool
 	var otherErr error
@@ -345,14 +345,26 @@ func (l *link) failed(err error) error {
 
 // classify tells a server's answer from the failure to get one.
 func (l *link) classify(err error) error {
-	var e *pq.Error
-	if errors.As(err, &e) && e.Severity == "ERROR" {
-		return refusal{refuse(err, l.cfg.name)}
+	if code, ok := sqlState(err); ok {
+		switch code[:2] {
+		case "08", "57", "58", "XX": // the connection, the server's end, its disk, its faults: was it before the commit?
+			return err
+		}
+		return refusal{refuse(err, code, l.cfg.name)}
 	}
 	if errors.Is(err, sql.ErrNoRows) {
 		return refusal{fmt.Errorf("baldur: lease %q: %w: it was deleted, or its name changed", l.cfg.name, errNoRow)}
 	}
 	return err
+}
+
+// sqlState is the code of a server's answer, by lib/pq or by pgx.
+func sqlState(err error) (code string, ok bool) {
+	var e interface{ SQLState() string }
+	if errors.As(err, &e) && len(e.SQLState()) == 5 {
+		return e.SQLState(), true
+	}
+	return "", false
 }
 
 // close gives the connection up, and not back: it may be cut, and LISTENs.

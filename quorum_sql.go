@@ -165,21 +165,15 @@ func (w pgWitness) ask(ctx context.Context, statement string, pairs ...string) (
 }
 
 // refuse explains an answer of the server's to which there is more to say.
-func refuse(err error, lease string) error {
-	var e *pq.Error
-	if !errors.As(err, &e) {
-		return err
-	}
+func refuse(err error, code, lease string) error {
 	why := ""
-	switch {
-	case e.Code == "55P03":
+	switch code {
+	case "55P03":
 		why = "transactions that the last primary guards (RequirePrimary) are still open"
-	case e.Code == "42501":
+	case "42501":
 		why = "the role needs SELECT, INSERT and UPDATE on the lease table"
-	case e.Code == "25006":
+	case "25006":
 		why = "the server or the session is read-only"
-	case e.Code == "55000" && strings.Contains(e.Message, "recovery"):
-		why = "the server is a standby"
 	default:
 		return err
 	}
