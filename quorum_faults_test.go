@@ -56,6 +56,7 @@ func TestQuorumOptions(t *testing.T) {
 		{"a", []baldur.QuorumOption{baldur.WithLeaseTTL(0)}, "TTL (WithLeaseTTL) is 0s"},
 		{"a", []baldur.QuorumOption{baldur.WithLeaseTTL(499 * time.Millisecond)}, "from 500ms to 5m0s"},
 		{"a", []baldur.QuorumOption{baldur.WithLeaseTTL(301 * time.Second)}, "from 500ms to 5m0s"},
+		{"a", []baldur.QuorumOption{baldur.WithLeaseTTL(time.Second + time.Microsecond)}, "whole milliseconds"},
 		{"a", []baldur.QuorumOption{baldur.WithSafetyMargin(time.Millisecond)}, "margin >= TTL*2ρ/(1+ρ)"},
 		{"a", []baldur.QuorumOption{baldur.WithSafetyMargin(5 * time.Second)}, "margin < TTL/2"},
 		{"a", []baldur.QuorumOption{baldur.WithRenewInterval(3001 * time.Millisecond)}, "renew <= (TTL-margin)/3"},

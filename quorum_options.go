@@ -53,8 +53,8 @@ func WithLeaseName(name string) QuorumOption {
 }
 
 // WithLeaseTTL sets how long a lease lasts that is not renewed, which is also
-// how long a successor waits. Default 10 s; 500 ms to 300 s, and no less than
-// four round trips to the server and two margins. All candidates should use the same.
+// how long a successor waits. Default 10 s; 500 ms to 300 s in whole milliseconds,
+// and no less than four round trips to the server and two margins. All candidates should use the same.
 func WithLeaseTTL(d time.Duration) QuorumOption {
 	return func(c *quorumConfig) { c.ttl = d }
 }
@@ -178,6 +178,8 @@ func (c *quorumConfig) check() error {
 	switch {
 	case c.ttl < minLeaseTTL || c.ttl > maxLeaseTTL:
 		return fmt.Errorf("TTL (WithLeaseTTL) is %v; it must be from %v to %v", c.ttl, minLeaseTTL, maxLeaseTTL)
+	case c.ttl%time.Millisecond != 0:
+		return fmt.Errorf("TTL (WithLeaseTTL) is %v; it must be whole milliseconds, as the table has it", c.ttl)
 	case c.margin < least:
 		return fmt.Errorf("safety margin (WithSafetyMargin) is %v; it must be at least %v, which is what two clocks may drift apart in a TTL of %v: margin >= TTL*2ρ/(1+ρ) with ρ = %v", c.margin, least, c.ttl, clockDrift)
 	case c.margin >= c.ttl/2:

@@ -79,6 +79,7 @@ type PGQuorum struct {
 	own     chan struct{}        // full while someone has the witness; guards the fields below
 	watch   leaseWatch
 	maybe   bool          // an acquisition is of unknown result, or a release
+	leaseTo time.Duration // when the lease ends that was last asked for, if it was granted
 	renewAt time.Duration // when the loop renews next
 	holdOff time.Duration // until when the loop takes nothing
 	errors  int           // in a row
@@ -199,6 +200,7 @@ func (q *PGQuorum) take(ctx context.Context) (bool, error) {
 	ctx, cancel := q.attempt(ctx)
 	defer cancel()
 	sent, waited := q.now(), max(0, now-q.watch.since)
+	q.leaseTo = sent + q.cfg.ttl
 	row, ok, err := q.witness.acquire(ctx, q.id, q.watch.row, q.watch.top, now >= anyway)
 	if err != nil {
 		q.maybe = q.maybe || !isRefusal(err)
@@ -254,6 +256,7 @@ func (q *PGQuorum) renew(ctx context.Context, t *term) (bool, error) {
 	ctx, cancel := q.attempt(ctx)
 	defer cancel()
 	sent := q.now()
+	q.leaseTo = sent + q.cfg.ttl
 	before := q.watch.row.witness
 	row, ok, err := q.witness.renew(ctx, q.id, t.lease.Epoch)
 	if err != nil {
@@ -286,8 +289,9 @@ func (q *PGQuorum) renew(ctx context.Context, t *term) (bool, error) {
 
 // ReleaseLease ends the belief, if there is one, and then the lease, so that
 // another process can be primary at once. A loop of StartAutoRenew goes on as a
-// candidate after a TTL. With an error it is unknown whether the witness has heard
-// of the release; if not, the lease ends after its TTL.
+// candidate after a TTL. It takes no longer than two attempts. With an error it is
+// unknown whether the witness has heard of the release; if not, the lease ends
+// after its TTL.
 func (q *PGQuorum) ReleaseLease(ctx context.Context) error {
 	q.lose(LossReleased) // first: nobody may take what is believed
 	if err := q.use(ctx); err != nil {
@@ -299,14 +303,18 @@ func (q *PGQuorum) ReleaseLease(ctx context.Context) error {
 
 func (q *PGQuorum) release(ctx context.Context) error {
 	q.lose(LossReleased) // one that the loop has begun meanwhile
-	q.holdOff = q.now() + q.cfg.ttl
-	for attempt := 1; q.mayHold(); attempt++ {
-		err := q.releaseOnce(ctx)
-		if err == nil || isRefusal(err) || attempt == 2 || ctx.Err() != nil {
-			return err
-		}
+	now := q.now()
+	q.holdOff = now + q.cfg.ttl
+	if !q.mayHold() || now >= q.leaseTo { // what has run out needs no release
+		return nil
 	}
-	return nil
+	ctx, cancel := context.WithTimeoutCause(ctx, min(2*q.cfg.attempt, q.leaseTo-now), errAttempt)
+	defer cancel()
+	err := q.releaseOnce(ctx)
+	if err != nil && !isRefusal(err) && ctx.Err() == nil { // perhaps only the connection was lost
+		err = q.releaseOnce(ctx)
+	}
+	return err
 }
 
 // mayHold tells whether the row may be this process's.

@@ -3,6 +3,7 @@ module github.com/baldur-go/baldur/bench
 go 1.26.0
 
 require (
+	cirello.io/pglock v1.16.1
 	github.com/XSAM/otelsql v0.44.0
 	github.com/baldur-go/baldur v0.0.0
 	github.com/lib/pq v1.12.3
