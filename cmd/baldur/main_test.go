@@ -26,7 +26,7 @@ func TestCommandLine(t *testing.T) {
 		{"help help", 0, "demo "},
 		{"version", 0, "baldur "},
 		{"--version", 0, "lib/pq v1"},
-		{"dmeo", 2, `unknown command "dmeo"; there are demo, doctor, help, version`},
+		{"dmeo", 2, `unknown command "dmeo"; there are demo, doctor, quorum, help, version`},
 		{"help dmeo", 2, `unknown command "dmeo"`},
 		{"help doctor", 0, "--pool-size"},
 		{"doctor", 2, "doctor: give a DSN, or set BALDUR_DSN"},
