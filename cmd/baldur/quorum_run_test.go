@@ -21,23 +21,26 @@ import (
 	"github.com/baldur-go/baldur/internal/pgtest"
 )
 
-// The environment of TestQuorumWorker.
+// The environment of a worker.
 const (
 	envWorkerLog  = "BALDUR_TEST_WORKER_LOG"
 	envWorkerDeaf = "BALDUR_TEST_WORKER_DEAF"
 )
 
-// TestQuorumWorker is the command that the tests run: in a process of its own it
-// writes to a file, every millisecond, that it lives. On SIGUSR1 it ends with
-// status 7; on SIGTERM and SIGINT with 0, unless it is deaf.
-func TestQuorumWorker(t *testing.T) {
-	name := os.Getenv(envWorkerLog)
-	if name == "" {
-		return // it is no test
+// init is the command that the tests run, in a process of its own, if that is
+// what it is started for: TestMain would take a while.
+func init() {
+	if name := os.Getenv(envWorkerLog); name != "" {
+		work(name)
 	}
+}
+
+// work writes to a file, every millisecond, that it lives. On SIGUSR1 it ends
+// with status 7; on SIGTERM and SIGINT with 0, unless it is deaf.
+func work(name string) {
 	f, err := os.OpenFile(name, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
 	if err != nil {
-		t.Fatal(err)
+		panic(err)
 	}
 	signals := make(chan os.Signal, 10)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGUSR1)
@@ -49,8 +52,11 @@ func TestQuorumWorker(t *testing.T) {
 	if os.Getenv(envDSN) != "" {
 		note("sees the DSN")
 	}
+	tooLong := time.After(2 * patience) // it is left behind by a test that fails
 	for beat := time.NewTicker(time.Millisecond); ; {
 		select {
+		case <-tooLong:
+			panic("nobody has ended the worker")
 		case s := <-signals:
 			note(s.String())
 			if os.Getenv(envWorkerDeaf) == "" {
@@ -73,24 +79,35 @@ type note struct {
 
 // workers is what the workers of a test have written.
 type workers struct {
-	t    *testing.T
-	file string
+	t        *testing.T
+	file     string
+	programs []*program
 }
 
 func newWorkers(t *testing.T) *workers {
-	return &workers{t, filepath.Join(t.TempDir(), "log")}
+	return &workers{t: t, file: filepath.Join(t.TempDir(), "log")}
 }
 
 // run starts a baldur quorum run of a worker.
 func (w *workers) run(dsn, region string, env []string, flags ...string) *program {
 	w.t.Helper()
-	return w.runCommand(dsn, region, env, flags, os.Args[0], "-test.run=^TestQuorumWorker$")
+	return w.runCommand(dsn, region, env, flags, os.Args[0])
 }
 
 func (w *workers) runCommand(dsn, region string, env, flags []string, command ...string) *program {
 	w.t.Helper()
 	args := slices.Concat([]string{"quorum", "run", "--lease", "the lease", "--region", region}, flags, []string{"--"}, command)
-	return start(w.t, append([]string{envDSN + "=" + dsn, envWorkerLog + "=" + w.file}, env...), args...)
+	p := start(w.t, append([]string{envDSN + "=" + dsn, envWorkerLog + "=" + w.file}, env...), args...)
+	w.programs = append(w.programs, p)
+	return p
+}
+
+// said returns what the programs have said on stderr.
+func (w *workers) said() (all string) {
+	for _, p := range w.programs {
+		all += fmt.Sprintf("%q: %s\n", p.cmd.Args[6:], p.errors())
+	}
+	return all
 }
 
 func (w *workers) notes() (notes []note) {
@@ -129,7 +146,7 @@ func (w *workers) until(region, what string, more ...func(note) bool) note {
 			}
 		}
 	}
-	w.t.Fatalf("no worker of region %s has noted %q", region, what)
+	w.t.Fatalf("no worker of region %s has noted %q; said was:\n%s", region, what, w.said())
 	return note{}
 }
 
@@ -235,7 +252,7 @@ func TestQuorumRun(t *testing.T) {
 		silent, proxy := pgtest.Proxy(t)
 		direct := strings.Replace(silent, proxy.Addr(), server.Addr(), 1)
 		flags := []string{"--ttl", ttl.String(), "--grace", grace.String()}
-		first := w.runCommand(silent, "first", []string{envWorkerDeaf + "=1"}, flags, "sh", "-c", os.Args[0]+" -test.run='^TestQuorumWorker$'; true")
+		first := w.runCommand(silent, "first", []string{envWorkerDeaf + "=1"}, flags, "sh", "-c", os.Args[0]+"; true")
 		w.until("first", "begin")
 		second := w.run(direct, "second", nil, flags...)
 		second.until(saidWaiting)
@@ -298,7 +315,7 @@ func TestQuorumRun(t *testing.T) {
 
 	t.Run("left behind", func(t *testing.T) {
 		w, dsn := newWorkers(t), pgtest.DSN(t)
-		p := w.runCommand(dsn, "only", nil, nil, "sh", "-c", os.Args[0]+" -test.run='^TestQuorumWorker$' & while ! [ -s $"+envWorkerLog+" ]; do sleep 0.01; done; exit 3")
+		p := w.runCommand(dsn, "only", nil, nil, "sh", "-c", os.Args[0]+" & while ! [ -s $"+envWorkerLog+" ]; do sleep 0.01; done; exit 3")
 		p.ends(3)
 		if notes := w.notes(); notes[len(notes)-1].what != "end" {
 			t.Errorf("ended with %q", notes[len(notes)-1].what)
