@@ -29,6 +29,7 @@ func commands() []command {
 	return []command{
 		{"demo", "watch an order service leak connections, and see who it was (default)", runDemo},
 		{"doctor", "look at a PostgreSQL before trusting the setup", runDoctor},
+		{"quorum", "run a command only while primary, and see who is", runQuorum},
 		{"help", "print this text, or that of a command", runHelp},
 		{"version", "print the version", runVersion},
 	}
