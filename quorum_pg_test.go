@@ -123,3 +123,92 @@ func TestQuorumHandOver(t *testing.T) {
 		}
 	}
 }
+
+// TestQuorumWatch: a follower sees who holds the lease, that it is not renewed any
+// more, and the next one.
+func TestQuorumWatch(t *testing.T) {
+	ctx := testCtx(t)
+	dsn := pgtest.DSN(t)
+	old, next := stale(t, dsn)
+	follower := newQuorum(t, openPool(t, dsn), "f", baldur.WithLeaseTTL(shortTTL))
+	events := follower.Watch(ctx)
+	wait := func(state baldur.LeaseState, region string) {
+		t.Helper()
+		for e := range events {
+			if e.State == state && e.Lease.Region == region {
+				if e.Local {
+					t.Errorf("not its own: %+v", e)
+				}
+				return
+			}
+		}
+		t.Fatal("no event ", state)
+	}
+	wait(baldur.LeaseHeld, "old")
+	wait(baldur.LeaseExpired, "old")
+	if follower.IsPrimary() {
+		t.Error("a follower is primary")
+	}
+	takeOver(t, next)
+	wait(baldur.LeaseHeld, "next")
+	if !old.IsPrimary() {
+		t.Fatal("its clock stands still")
+	}
+	held, err := old.PrimaryContext(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ok, err := old.IsPrimaryVerified(ctx); ok || err != nil {
+		t.Error(ok, err)
+	}
+	<-held.Done()
+	if err := context.Cause(held); !errors.Is(err, baldur.ErrFenced) || !errors.Is(err, baldur.ErrNotPrimary) {
+		t.Error(err)
+	}
+	next.StopAutoRenew()
+	wait(baldur.LeaseFree, "next")
+	if err := follower.Close(); err != nil {
+		t.Error(err)
+	}
+	for range events { // it is closed
+	}
+}
+
+// TestQuorumContexts: a caller's ctx ends what waits, and what was derived.
+func TestQuorumContexts(t *testing.T) {
+	dsn := pgtest.DSN(t)
+	a, b := newQuorum(t, openPool(t, dsn), "a"), newQuorum(t, openPool(t, dsn), "b")
+	mustAcquire(t, a)
+	cause := errors.New("enough")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	held, err := a.PrimaryContext(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	waited := make(chan error)
+	go func() {
+		_, err := b.AwaitPrimary(ctx)
+		waited <- err
+	}()
+	cancel(cause)
+	if err := <-waited; err != cause {
+		t.Error(err)
+	}
+	<-held.Done()
+	if context.Cause(held) != cause || !a.IsPrimary() {
+		t.Error(context.Cause(held), a.IsPrimary())
+	}
+	for name, call := range map[string]func() error{
+		"TryAcquirePrimary": func() error { _, err := b.TryAcquirePrimary(ctx); return err },
+		"RenewLease":        func() error { _, err := a.RenewLease(ctx); return err },
+		"CurrentPrimary":    func() error { _, _, err := a.CurrentPrimary(ctx); return err },
+		"IsPrimaryVerified": func() error { _, err := a.IsPrimaryVerified(ctx); return err },
+	} {
+		if err := call(); !errors.Is(err, cause) && !errors.Is(err, context.Canceled) {
+			t.Error(name, err)
+		}
+	}
+	if !a.IsPrimary() {
+		t.Error("a call that was cancelled has cost the lease")
+	}
+}
