@@ -11,16 +11,17 @@ const (
 	NoWatch                           // take what the server's clock calls expired, without a watch
 	ReleaseUnchecked                  // release without comparing lease id and epoch
 	ReleaseLate                       // stop believing at the reply of the release, not before it is sent
-	LeaseIDKept                       // the lease id outlives a release
+	AdoptByRenewal                    // a lease found to be mine is renewed, and believed in under its epoch
 	ByRegion                          // "mine" is what carries my region: both processes have the same
 	PlainEpoch                        // epoch+1, whatever the timeline
 	FloorByTimeline                   // the epoch is above timeline<<32, and that is all
 	TrustByEpoch                      // trusted is whose epoch's upper half is the timeline
 	NoQuarantine                      // a new identity is like the old one
 	FirstSightTrusted                 // quarantine only what was seen to change: a fresh process trusts
-	AdoptAtOnce                       // "the lease id is mine" is believed in a quarantine too
+	AdoptAtOnce                       // a lease found to be mine is taken in a quarantine too
+	NewRowTrusted                     // a new row is of the witness that it is made on, in any timeline
 	TakeUnbound                       // the takeover does not compare the identity it was decided under
-	LapsedRenewal                     // a renewal answered from a new identity counts although the lease has lapsed
+	LapsedRenewal                     // a renewal counts although the belief had ended when its reply came
 	GuardUnlocked                     // the fence reads the epoch and locks nothing
 )
 
@@ -41,7 +42,7 @@ type Variant struct {
 	Late                uint8 // abandoned requests that are still under way at one time; 2 at most
 	Guards              bool  // clients commit transactions that called RequirePrimary
 
-	NewTable        bool  // nobody has had the lease yet
+	NewTable        bool  // there is no row yet
 	Timeline        uint8 // at the start; 0: the first
 	Failovers       uint8 // each brings back the row as it once was, in a new timeline
 	Upgrades        uint8 // by pg_upgrade: a new system identifier, and timeline 1 again
@@ -63,8 +64,8 @@ const (
 
 var invariants = [...]string{"", "two primaries", "epoch reused or fallen", "commit of a fenced epoch", "goal"}
 
-// Lease ids. A client that restarts or releases draws a new one; what it used
-// before is then old wherever it still stands, and no client's.
+// Lease ids. A client that restarts draws a new one; what it used before is then
+// old wherever it still stands, and no client's.
 const (
 	nobody uint8 = iota
 	idA
@@ -84,6 +85,7 @@ type version struct{ epoch, seq uint8 }
 
 // A row is the lease row.
 type row struct {
+	made bool // there is one
 	version
 	lease uint8
 	in    uint8 // the identity of the witness when the epoch was granted; 0: none was
@@ -114,12 +116,12 @@ type request struct {
 	done     bool  // it was executed: this is the reply
 	age      uint8 // since the send, by the client's clock, where that counts
 	lease    uint8 // the id it gives
-	version        // asked for, or found
+	version        // asked for; in the reply: as it is now
 	identity uint8 // decided under; in the reply: executed under
 	force    bool  // acquire: watched for Escape
 	ok       bool  // reply: the row was changed
-	holder   uint8 // reply to observe
-	native   bool  // reply to observe: the epoch was granted under this identity
+	holder   uint8 // reply
+	native   bool  // reply: the epoch was granted under this identity
 }
 
 // A client is one process.
@@ -157,7 +159,7 @@ func (v *Variant) initial() state {
 	s := state{identity: 1<<identityBits | max(v.Timeline, 1)}
 	s.left = left{v.Takeovers, v.Renewals, v.Failovers, v.Upgrades, v.Steps, v.LostTicks, v.RowLosses}
 	if !v.NewTable {
-		s.row.in = s.identity
+		s.row.made, s.row.in = true, s.identity
 		s.row.epoch = timeline(s.identity)<<epochBits | 1
 		s.top = s.row.epoch
 	}
@@ -171,29 +173,18 @@ func (v *Variant) isMine(lease, in uint8) bool {
 	return lease == in || v.has(ByRegion) && in != nobody
 }
 
-// execute runs q on the witness, and returns the reply. It tells false where
-// the request has to wait: for a guard, or because the search ends there.
+// execute runs q on the witness, and returns the reply, which tells the row as
+// it is then. It tells false where the request has to wait: for a guard, or
+// because the search ends there.
 func (v *Variant) execute(s *state, q request) (request, bool) {
 	r := &s.row
+	if !r.made {
+		v.makeRow(s)
+	}
 	reply := request{kind: q.kind, done: true, age: q.age, identity: s.identity}
-	switch q.kind {
-	case observe:
-		reply.version, reply.native = r.version, v.isNative(s)
-		switch {
-		case r.lease == nobody:
-			reply.holder = free
-		case v.isMine(q.lease, r.lease):
-			reply.holder = mine
-		default:
-			reply.holder = other
-		}
-	case acquire:
-		if r.version != q.version || r.lease != nobody && r.left > 0 && !q.force {
-			return reply, true
-		}
-		if q.identity != s.identity && !v.has(TakeUnbound) {
-			return reply, true
-		}
+	held := v.isMine(q.lease, r.lease) && q.epoch == r.epoch
+	switch {
+	case q.kind == acquire && v.mayGrant(s, q):
 		if s.isGuarded() && !v.has(GuardUnlocked) || s.left.takeovers == 0 {
 			return reply, false
 		}
@@ -203,27 +194,51 @@ func (v *Variant) execute(s *state, q request) (request, bool) {
 			s.broken = epochReused
 		}
 		s.top = max(s.top, epoch)
-		*r = row{version{epoch, 0}, q.lease, s.identity, int8(v.Watch)}
-		reply.ok, reply.version = true, r.version
-	case renew:
-		if !v.isMine(q.lease, r.lease) || r.epoch != q.epoch {
-			return reply, true
-		}
+		*r = row{true, version{epoch, 0}, q.lease, s.identity, int8(v.Watch)}
+		reply.ok = true
+	case q.kind == renew && held:
 		if s.left.renewals == 0 {
 			return reply, false
 		}
 		s.left.renewals--
 		r.seq++
 		r.left = int8(v.Watch)
-		reply.ok, reply.version = true, r.version
-	case release:
-		if v.has(ReleaseUnchecked) && r.lease != nobody || q.lease == r.lease && q.epoch == r.epoch {
-			r.seq++
-			r.lease, r.left = nobody, 0
-			reply.ok = true
-		}
+		reply.ok = true
+	case q.kind == release && (held || v.has(ReleaseUnchecked) && r.lease != nobody):
+		r.seq++
+		r.lease, r.left = nobody, 0
+		reply.ok = true
+	}
+	if !reply.ok && !v.has(WatchFromSend) {
+		reply.age = 0
+	}
+	reply.version, reply.native = r.version, v.isNative(s)
+	switch {
+	case r.lease == nobody:
+		reply.holder = free
+	case v.isMine(q.lease, r.lease):
+		reply.holder = mine
+	default:
+		reply.holder = other
 	}
 	return reply, true
+}
+
+// makeRow makes the row, as each connection begins with where there is none. It
+// is no witness's, as if its epoch had been granted by one that is gone; but
+// before the first timeline there was none.
+func (v *Variant) makeRow(s *state) {
+	s.row = row{made: true}
+	if timeline(s.identity) == 1 || v.has(NewRowTrusted) {
+		s.row.in, s.row.epoch = s.identity, timeline(s.identity)<<epochBits
+	}
+}
+
+// mayGrant is the condition of the takeover.
+func (v *Variant) mayGrant(s *state, q request) bool {
+	r := &s.row
+	return r.version == q.version && (s.identity == q.identity || v.has(TakeUnbound)) &&
+		(r.lease == nobody || v.isMine(q.lease, r.lease) || r.left <= 0 || q.force)
 }
 
 // isGuarded tells whether a transaction keeps the row's epoch from changing.
@@ -267,69 +282,65 @@ func (v *Variant) receive(s *state, i int) {
 	c := &s.client[i]
 	r := c.call
 	c.call = request{}
-	valid, moved := c.belief > 0, r.identity != c.identity
+	moved := r.identity != c.identity
 	if moved {
 		if !v.has(NoQuarantine) && !(v.has(FirstSightTrusted) && c.identity == 0) {
 			c.quarantine = v.Quarantine
 		}
 		c.identity = r.identity
-		c.forget()
+		c.seen, c.holder, c.age = version{}, unseen, 0
 	}
-	switch r.kind {
-	case observe:
-		if r.version != c.seen || r.holder != c.holder {
-			c.seen, c.holder, c.age = r.version, r.holder, r.age
+	if r.version != c.seen || r.holder != c.holder {
+		c.seen, c.holder, c.age = r.version, r.holder, 0
+		if v.has(WatchFromSend) && c.holder == other {
+			c.age = r.age
 		}
-		if r.native {
-			c.quarantine = 0
-		}
-	case acquire:
-		if r.ok {
-			c.forget()
-		}
-		if r.ok && !moved {
-			v.believe(c, r)
-		}
-	case renew:
-		c.forget()
-		switch {
-		case !r.ok:
-			c.belief, c.epoch = 0, 0
-		case !moved || valid || v.has(LapsedRenewal):
-			v.believe(c, r)
-		}
-	case release:
-		if v.has(ReleaseLate) {
-			c.belief, c.epoch = 0, 0
-		}
+	}
+	if r.native {
+		c.quarantine = 0
+	}
+	switch {
+	case r.kind == acquire && r.ok:
+		v.believe(c, r)
+	case r.kind == renew && !r.ok, r.kind == release && v.has(ReleaseLate):
+		c.stop()
+	case r.kind == renew && (c.belief > 0 || v.has(LapsedRenewal) || v.has(AdoptByRenewal) && !moved):
+		v.believe(c, r)
 	}
 }
 
-func (c *client) forget() { c.seen, c.holder, c.age = version{}, unseen, 0 }
+// stop ends the belief.
+func (c *client) stop() { c.belief, c.epoch = 0, 0 }
 
 // believe takes the deadline from the reply to an acquire or a renewal.
 func (v *Variant) believe(c *client, r request) {
-	left := v.Belief - min(r.age, v.Belief)
+	c.epoch = r.epoch
+	c.belief = v.Belief - min(r.age, v.Belief)
 	if v.has(DeadlineFromReply) {
-		left = v.Belief
+		c.belief = v.Belief
 	}
-	c.belief, c.epoch = left, r.epoch
-	if left == 0 {
-		c.epoch = 0
+	if c.belief == 0 {
+		c.stop()
 	}
 }
 
 // mayTake tells whether c may send a takeover of what it saw.
 func (v *Variant) mayTake(c *client) bool {
-	if c.belief > 0 || c.quarantine > 0 {
+	if c.belief > 0 || c.quarantine > 0 && !(c.holder == mine && v.has(AdoptAtOnce)) {
 		return false
 	}
-	return c.holder == free || c.holder == other && (c.age >= v.Watch || v.has(NoWatch))
+	switch c.holder {
+	case free:
+		return true
+	case mine:
+		return !v.has(AdoptByRenewal)
+	}
+	return c.holder == other && (c.age >= v.Watch || v.has(NoWatch))
 }
 
-// mayAdopt tells whether c may renew a lease that it finds to be its own.
-func (v *Variant) mayAdopt(c *client) bool {
-	return c.belief == 0 && c.holder == mine && (c.quarantine == 0 || v.has(AdoptAtOnce))
+// mayRenew tells whether c may send a renewal.
+func (v *Variant) mayRenew(c *client) bool {
+	return c.belief > 0 || v.has(AdoptByRenewal) && c.holder == mine && c.quarantine == 0
 }
 
 // newLease makes the lease id of client i an old one.

@@ -12,9 +12,10 @@ import (
 var right = []Variant{
 	{Name: "failover", Belief: 2, Watch: 2, Quarantine: 2, Takeovers: 2, Renewals: 1, Late: 1, Failovers: 1},
 	{Name: "failover, a client's clock loses a tick", Belief: 2, Watch: 3, Quarantine: 3, Takeovers: 2, Renewals: 1, Failovers: 1, LostTicks: 1},
-	{Name: "failover, the server's clock steps", Belief: 2, Watch: 2, Quarantine: 2, Takeovers: 2, Renewals: 1, Failovers: 1, Steps: 1, StepSize: 3},
+	{Name: "failover, the server's clock steps", Belief: 2, Watch: 2, Quarantine: 2, Takeovers: 2, Failovers: 1, Steps: 1, StepSize: 3},
 	{Name: "failover, guarded transactions", Belief: 2, Watch: 2, Quarantine: 2, Takeovers: 2, Renewals: 1, Failovers: 1, Guards: true},
 	{Name: "failover of a new table", Belief: 2, Watch: 2, Quarantine: 2, Takeovers: 2, Renewals: 1, Failovers: 1, NewTable: true},
+	{Name: "failover of a new table, made after another", Belief: 2, Watch: 2, Quarantine: 2, Takeovers: 2, Failovers: 1, NewTable: true, Timeline: 2},
 	{Name: "two failovers", Belief: 2, Watch: 2, Quarantine: 2, Takeovers: 2, Late: 1, Failovers: 2},
 	{Name: "pg_upgrade and failover", Belief: 2, Watch: 2, Quarantine: 2, Takeovers: 2, Late: 1, Timeline: 2, Failovers: 1, Upgrades: 1},
 	{Name: "three takeovers, two late requests", Belief: 2, Watch: 2, Takeovers: 3, Renewals: 1, Late: 2},
@@ -39,16 +40,19 @@ var wrong = []Variant{
 	{Name: "margin 1, a client's clock loses two ticks", Watch: 3, LostTicks: 2, Want: two},
 	{Name: "release of whoever holds it", Bug: ReleaseUnchecked, Takeovers: 3, Late: 1, Want: two},
 	{Name: "release sent while believing", Bug: ReleaseLate, Want: two},
-	{Name: "lease id kept after a release", Bug: LeaseIDKept, Late: 1, Want: two},
+	{Name: "own lease adopted by a renewal", Bug: AdoptByRenewal, Late: 1, Want: two},
 	{Name: "renewal by region", Bug: ByRegion, Want: two},
 	{Name: "row lost (UNLOGGED): epochs", RowLosses: 1, Want: reused},
 	{Name: "fence that locks nothing", Bug: GuardUnlocked, Guards: true, Want: fenced},
 	{Name: "failover, no quarantine", Bug: NoQuarantine, Failovers: 1, Want: two},
 	{Name: "failover, quarantine shorter than the belief", Quarantine: 1, Failovers: 1, Want: two},
 	{Name: "failover, a fresh process trusts a released row", Bug: FirstSightTrusted, Quarantine: 2, Failovers: 1, Want: two},
-	{Name: "failover, own lease adopted in the quarantine", Bug: AdoptAtOnce, Quarantine: 2, Failovers: 1, Want: two},
+	{Name: "failover, own lease taken in the quarantine", Bug: AdoptAtOnce, Quarantine: 2, Takeovers: 3, Failovers: 1, Want: two},
 	{Name: "failover, takeover not bound to the timeline", Bug: TakeUnbound, Late: 1, Quarantine: 2, Failovers: 1, Want: two},
-	{Name: "failover, renewal counts after the lease lapsed", Bug: LapsedRenewal, Quarantine: 2, Failovers: 1, Want: two},
+	{Name: "failover of a new table, a new row is trusted", Bug: NewRowTrusted, NewTable: true, Quarantine: 2, Failovers: 1, Want: two},
+	{Name: "two failovers that lose all their epochs, then pg_upgrade", Belief: 1, Watch: 1, Quarantine: 1, Failovers: 2, Upgrades: 1, Want: reused},
+	{Name: "failover that loses a new row, then pg_upgrade", NewTable: true, Quarantine: 2, Failovers: 1, Upgrades: 1, Want: reused},
+	{Name: "failover, renewal counts after the belief has ended", Bug: LapsedRenewal, Quarantine: 2, Failovers: 1, Want: two},
 	{Name: "failover, epoch is a plain counter", Bug: PlainEpoch, Quarantine: 2, Failovers: 1, Want: reused},
 	{Name: "pg_upgrade and failover, epoch above timeline<<32 only", Bug: FloorByTimeline, Quarantine: 2, Timeline: 2, Failovers: 1, Upgrades: 1, Want: reused},
 	{Name: "pg_upgrade and failover, trust by the epoch's half", Bug: TrustByEpoch, Quarantine: 2, Timeline: 2, Failovers: 1, Upgrades: 1, Want: two},
@@ -59,25 +63,30 @@ var wrong = []Variant{
 var goals = []struct {
 	name  string
 	about Variant
+	ticks int // that pass on the way, at least and at most
 	goal  func(*state) bool
 }{
-	{"a takeover after a failover", Variant{Failovers: 1}, func(s *state) bool {
+	{"a takeover after a failover", Variant{Failovers: 1}, 2, func(s *state) bool {
 		return s.row.epoch == 2<<epochBits|1 && s.some(func(c *client) bool { return c.belief > 0 && c.epoch == s.row.epoch })
 	}},
-	{"a holder goes on after a failover", Variant{Failovers: 1}, func(s *state) bool {
+	{"a holder goes on after a failover", Variant{Failovers: 1}, 0, func(s *state) bool {
 		return s.some(func(c *client) bool { return c.belief == 2 && timeline(c.identity) == 2 && timeline(s.row.in) == 1 })
 	}},
-	{"a lease is adopted whose grant was never answered", Variant{}, func(s *state) bool {
-		return s.some(func(c *client) bool { return c.belief == 0 && c.call.kind == renew && c.call.ok && c.call.age == 0 })
+	{"a lease is adopted whose grant was never answered", Variant{}, 0, func(s *state) bool {
+		return s.some(func(c *client) bool { return c.call.kind == acquire && c.call.ok && c.holder == mine })
 	}},
-	{"a released lease is free while its releaser waits for the reply", Variant{}, func(s *state) bool {
+	{"a released lease is free while its releaser waits for the reply", Variant{}, 0, func(s *state) bool {
 		return s.some(func(c *client) bool { return c.call.kind == release && c.call.done }) &&
 			s.some(func(c *client) bool { return c.belief == 2 })
 	}},
-	{"a takeover that the server's clock would refuse", Variant{Escape: 6, Steps: 1, StepSize: 9}, func(s *state) bool {
+	{"a takeover that the server's clock would refuse", Variant{Escape: 6, Steps: 1, StepSize: 9}, 6, func(s *state) bool {
 		return s.row.left > 0 && s.some(func(c *client) bool { return c.call.kind == acquire && c.call.force && c.call.version == s.row.version })
 	}},
+	{"a takeover of a new table", Variant{NewTable: true}, 0, primary},
+	{"a takeover of a new table, made after a failover", Variant{NewTable: true, Timeline: 2}, 2, primary},
 }
+
+func primary(s *state) bool { return s.some(func(c *client) bool { return c.belief > 0 }) }
 
 func (s *state) some(f func(*client) bool) bool { return f(&s.client[0]) || f(&s.client[1]) }
 
@@ -138,6 +147,9 @@ func TestGoals(t *testing.T) {
 			t.Logf("%d states:\n%s", r.States, strings.Join(r.Trace, "\n"))
 			if r.Broken != invariants[goalReached] {
 				t.Errorf("not reached: %q", r.Broken)
+			}
+			if n := strings.Count(strings.Join(r.Trace, ""), "a tick passes"); n != g.ticks {
+				t.Errorf("it takes %d ticks, want %d", n, g.ticks)
 			}
 		})
 	}

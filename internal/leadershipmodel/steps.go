@@ -88,33 +88,26 @@ func (v *Variant) nextOf(s *state, i int, emit func(state, step)) {
 	}
 	switch {
 	case c.call.kind == none:
-		if c.belief == 0 {
-			to("observes", func(_ *state, c *client) { c.call = request{kind: observe, lease: id} })
-		}
+		to("observes", func(_ *state, c *client) { c.call = request{kind: observe, lease: id} })
 		if v.mayTake(c) && s.left.takeovers > 0 {
 			to("asks for the lease", func(_ *state, c *client) {
 				c.call = request{kind: acquire, lease: id, version: c.seen, identity: c.identity, force: v.Escape > 0 && c.age >= v.Escape}
 			})
 		}
-		if (c.belief > 0 || v.mayAdopt(c)) && s.left.renewals > 0 {
+		epoch := c.epoch
+		if c.belief == 0 {
+			epoch = c.seen.epoch
+		}
+		if v.mayRenew(c) && s.left.renewals > 0 {
 			to("asks for a renewal", func(_ *state, c *client) {
-				epoch := c.epoch
-				if c.belief == 0 {
-					epoch = c.seen.epoch
-				}
 				c.call = request{kind: renew, lease: id, version: version{epoch: epoch}}
 			})
 		}
-		if c.belief > 0 {
-			to("releases", func(n *state, c *client) {
-				c.call = request{kind: release, lease: old, version: version{epoch: c.epoch}}
+		if c.belief > 0 || c.holder == mine {
+			to("releases", func(_ *state, c *client) {
+				c.call = request{kind: release, lease: id, version: version{epoch: epoch}}
 				if !v.has(ReleaseLate) {
-					c.belief, c.epoch = 0, 0
-				}
-				if v.has(LeaseIDKept) {
-					c.call.lease = id
-				} else {
-					n.newLease(i)
+					c.stop()
 				}
 			})
 		}
@@ -131,6 +124,9 @@ func (v *Variant) nextOf(s *state, i int, emit func(state, step)) {
 	default:
 		to("gets the reply", func(n *state, _ *client) { v.receive(n, i) })
 		to("gives up, and the reply is lost", func(_ *state, c *client) { c.call = request{} })
+	}
+	if c.belief > 0 && !v.has(ReleaseLate) {
+		to("stops believing", func(_ *state, c *client) { c.stop() })
 	}
 	if *c != (client{}) {
 		to("restarts", func(n *state, c *client) {
@@ -179,7 +175,7 @@ func (v *Variant) tick(s *state, except int) {
 		}
 		if c.belief > 0 {
 			if c.belief--; c.belief == 0 {
-				c.epoch = 0
+				c.stop()
 			}
 		}
 		if c.quarantine > 0 {
@@ -188,10 +184,11 @@ func (v *Variant) tick(s *state, except int) {
 		if c.holder == other {
 			c.age = min(c.age+1, max(v.Watch, v.Escape))
 		}
-		switch c.call.kind {
-		case acquire, renew:
+		switch {
+		case c.call.done && !c.call.ok && !v.has(WatchFromSend): // nothing is counted from its send
+		case c.call.kind == acquire, c.call.kind == renew:
 			c.call.age = min(c.call.age+1, v.Belief)
-		case observe:
+		case c.call.kind == observe:
 			if v.has(WatchFromSend) {
 				c.call.age = min(c.call.age+1, v.Watch)
 			}

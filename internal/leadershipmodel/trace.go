@@ -58,7 +58,12 @@ func (q request) String() string {
 
 var ids = [...]string{nobody: "nobody", idA: "A", idB: "B", old: "an old id"}
 
-func (r row) String() string { return fmt.Sprintf("%s %s %+d", r.version, ids[r.lease], r.left) }
+func (r row) String() string {
+	if !r.made {
+		return "missing"
+	}
+	return fmt.Sprintf("%s %s %+d", r.version, ids[r.lease], r.left)
+}
 
 func (s state) String() string {
 	out := fmt.Sprintf("%d:%d row %s", system(s.identity), timeline(s.identity), s.row)
