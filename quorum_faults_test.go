@@ -153,6 +153,13 @@ func TestQuorumRefuses(t *testing.T) {
 		if _, err := q.RenewLease(testCtx(t)); err == nil || !strings.Contains(err.Error(), "no row") {
 			t.Error(err)
 		}
+		if err := q.ReleaseLease(testCtx(t)); err != nil {
+			t.Error(err)
+		}
+		// The row is made again; but the witness has forgotten.
+		if ok, err := q.TryAcquirePrimary(testCtx(t)); ok || err != nil {
+			t.Error(ok, err)
+		}
 	})
 }
 
@@ -409,9 +416,28 @@ func TestQuorumSuspended(t *testing.T) {
 	if !errors.As(context.Cause(held), &lost) || lost.Reason != baldur.LossSuspended {
 		t.Error(context.Cause(held))
 	}
-	if d := baldur.BootTime() - 0; d <= 0 {
+	if d := baldur.BootTime(); d <= 0 {
 		t.Error("BootTime is", d)
 	}
+	mustAcquire(t, q) // the machine goes on
+}
+
+// TestQuorumSuspendedTaking: the machine is suspended between the acquisition and
+// its reply, which no clock that stops meanwhile can tell.
+func TestQuorumSuspendedTaking(t *testing.T) {
+	dsn, proxy := pgtest.Proxy(t)
+	q := newQuorum(t, openPool(t, dsn), "a")
+	defer baldur.FakeSuspendGap(0)()
+	proxy.OnData(func(d faultproxy.Direction, data []byte) {
+		if d == faultproxy.ToServer && bytes.Contains(data, []byte("acquired_at = ")) {
+			baldur.FakeSuspendGap(time.Hour)
+		}
+	})
+	ok, err := q.TryAcquirePrimary(testCtx(t))
+	if ok || err != nil || q.IsPrimary() {
+		t.Error(ok, err)
+	}
+	mustAcquire(t, q)
 }
 
 // TestQuorumRenewal: a renewal is one round trip and a HOT update.

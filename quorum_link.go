@@ -337,7 +337,7 @@ func (l *link) failed(err error) error {
 		return nil
 	}
 	err = l.classify(err)
-	if !isRefusal(err) {
+	if !isRefusal(err) || errors.Is(err, errNoRow) { // to connect makes the row
 		l.close()
 	}
 	return err

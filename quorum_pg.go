@@ -56,7 +56,8 @@ import (
 // acts, closes that gap. A witness that forgets by other ways than a failover to
 // a new timeline gives no promise: fsync = off, rows deleted or restored, two
 // standbys promoted to the same timeline, an old primary server that goes on
-// beside the new one. Servers that only speak PostgreSQL's protocol are refused.
+// beside the new one, or pg_upgrade after a failover before anyone has taken the
+// lease. Servers that only speak PostgreSQL's protocol are refused.
 //
 // # Its connection
 //
@@ -199,6 +200,7 @@ func (q *PGQuorum) take(ctx context.Context) (bool, error) {
 	}
 	ctx, cancel := q.attempt(ctx)
 	defer cancel()
+	gap := suspendGap() // first: the machine may be suspended before the reply
 	sent, waited := q.now(), max(0, now-q.watch.since)
 	q.leaseTo = sent + q.cfg.ttl
 	row, ok, err := q.witness.acquire(ctx, q.id, q.watch.row, q.watch.top, now >= anyway)
@@ -214,7 +216,7 @@ func (q *PGQuorum) take(ctx context.Context) (bool, error) {
 		return false, nil
 	}
 	q.maybe = true // until begin has it
-	if !q.begin(row, sent) {
+	if !q.begin(row, sent, gap) {
 		return false, nil
 	}
 	q.maybe = false

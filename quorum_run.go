@@ -32,14 +32,17 @@ func (q *PGQuorum) StartAutoRenew() {
 
 // quorumLoop is a run of the loop.
 type quorumLoop struct {
-	end  atomic.Bool   // it is to end
-	done chan struct{} // closed when it has ended
+	end    atomic.Bool   // it is to end
+	done   chan struct{} // closed when it has ended
+	ctx    context.Context
+	cancel context.CancelFunc // cuts the request that it is in
 }
 
 // startLocked starts a loop, or has the one that there is look about.
 func (q *PGQuorum) startLocked() {
 	if q.loop == nil {
 		q.loop = &quorumLoop{done: make(chan struct{})}
+		q.loop.ctx, q.loop.cancel = context.WithCancel(context.Background())
 		q.last = q.loop
 		q.t.addQuorum(q)
 		go q.run(q.loop)
@@ -68,7 +71,7 @@ func (q *PGQuorum) StopAutoRenew() {
 	last, ending := q.last, q.loop == nil
 	q.mu.Unlock()
 	if was {
-		_ = q.resign() // its errors are logged
+		_ = q.resign(last) // its errors are logged
 	}
 	if last != nil && ending {
 		q.line.interrupt()
@@ -87,7 +90,7 @@ func (q *PGQuorum) Close() error {
 	q.endLoopLocked()
 	last := q.last
 	q.mu.Unlock()
-	err := q.resign()
+	err := q.resign(last)
 	if last != nil {
 		q.line.interrupt()
 		<-last.done
@@ -96,10 +99,18 @@ func (q *PGQuorum) Close() error {
 	return err
 }
 
-// resign releases the lease and hangs up, if no loop goes on.
-func (q *PGQuorum) resign() error {
+// resign releases the lease and hangs up, if no loop goes on. A request of the
+// loop's that lasts, on a network that has fallen silent, is cut.
+func (q *PGQuorum) resign(loop *quorumLoop) error {
 	q.lose(LossReleased)
-	_ = q.use(context.Background())
+	ctx, cancel := context.WithTimeout(context.Background(), q.cfg.attempt)
+	defer cancel()
+	if q.use(ctx) != nil {
+		if loop != nil {
+			loop.cancel()
+		}
+		_ = q.use(context.Background())
+	}
 	defer q.letGo()
 	err := q.release(context.Background())
 	q.holdOff = q.now() // a new start is a new candidate
@@ -121,6 +132,7 @@ func (q *PGQuorum) hangUp() {
 // run is the loop.
 func (q *PGQuorum) run(l *quorumLoop) {
 	defer close(l.done)
+	defer l.cancel()
 	for {
 		q.own <- struct{}{}
 		for q.waiters.Load() > 0 { // they have interrupted us; let them go first
@@ -145,7 +157,7 @@ func (q *PGQuorum) run(l *quorumLoop) {
 			q.letGo()
 			return
 		}
-		pause := q.step()
+		pause := q.step(l.ctx)
 		// A primary needs no bell: it would hear its own renewals.
 		q.line.wait(pause, q.term.Load() == nil, func() bool { return q.waiters.Load() > 0 || l.end.Load() })
 		q.letGo()
@@ -153,8 +165,7 @@ func (q *PGQuorum) run(l *quorumLoop) {
 }
 
 // step does what is due, and returns in what time it is to be called again.
-func (q *PGQuorum) step() time.Duration {
-	ctx := context.Background()
+func (q *PGQuorum) step(ctx context.Context) time.Duration {
 	now := q.now()
 	if t := q.valid(); t != nil {
 		if wait := q.renewAt - now; wait > 0 {

@@ -103,13 +103,14 @@ func (q *PGQuorum) AwaitPrimary(ctx context.Context) (context.Context, error) {
 	}
 }
 
-// begin makes this process primary: by row, whose acquisition was sent at sent.
-// It reports false where the answer has come too late to be believed.
-func (q *PGQuorum) begin(row leaseRow, sent time.Duration) bool {
+// begin makes this process primary: by row, whose acquisition was sent at sent,
+// when the machine had been suspended for gap. It reports false where the answer
+// has come too late to be believed.
+func (q *PGQuorum) begin(row leaseRow, sent, gap time.Duration) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	now := q.now()
-	if now >= sent+q.cfg.belief() {
+	if now >= sent+q.cfg.belief() || suspendGap()-gap > suspendTolerance {
 		return false
 	}
 	ctx, cancel := context.WithCancelCause(context.Background())
@@ -119,7 +120,7 @@ func (q *PGQuorum) begin(row leaseRow, sent time.Duration) bool {
 		tenure:   &tenure{lease, ctx, cancel},
 		deadline: sent + q.cfg.belief(),
 		expires:  lease.ExpiresAt,
-		gap:      suspendGap(),
+		gap:      gap,
 	})
 	q.stats.Elections++
 	q.cfg.log.Info("baldur: this process is primary", "lease", q.cfg.name, "region", q.cfg.region, "epoch", row.epoch)
