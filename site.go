@@ -59,7 +59,7 @@ var libraries = []string{
 
 func (c *siteCache) resolve(all []stack.Frame) *siteInfo {
 	info := &siteInfo{kind: KindUnknown}
-	start, library := -1, -1
+	start, library, own := -1, -1, 0
 	for i, f := range all {
 		if k, ok := entryKinds[f.Function]; ok && start < 0 {
 			info.kind = k // the outermost of database/sql's own frames wins
@@ -67,12 +67,18 @@ func (c *siteCache) resolve(all []stack.Frame) *siteInfo {
 		if library < 0 && !isOf(f, plumbing) {
 			library = i
 		}
+		if own == 0 && i > 0 && packageOf(all[i-1].Function) == "database/sql" && packageOf(f.Function) == "github.com/baldur-go/baldur" {
+			own = i
+		}
 		if start < 0 && !isOf(f, plumbing, libraries, c.skip) {
 			start = i
 		}
 	}
 	if start < 0 { // a goroutine of a library's own
-		start = max(library, 0)
+		start = library
+	}
+	if start < 0 { // or of ours: a quorum's
+		start = own
 	}
 	for _, f := range all[start:] {
 		if f.Function != "runtime.goexit" {

@@ -61,15 +61,15 @@ func measureProbes(probes []probe, e effort) []probeResult {
 	return results
 }
 
-// Results go to package variables so that no call is optimised away.
-var (
-	sinkSite *stack.Site
-	sinkG    stack.G
-	sinkInt  int
-	sinkTime time.Time
-	sinkDur  time.Duration
-	sinkTSC  uint64
-)
+// Results go to a package variable so that no call is optimised away.
+var sink struct {
+	site *stack.Site
+	g    stack.G
+	n    int
+	time time.Time
+	dur  time.Duration
+	tsc  uint64
+}
 
 // captureProbes measures the capture where it happens: in ResetSession, below
 // database/sql, three functions of an application and a handler of net/http.
@@ -78,8 +78,8 @@ func captureProbes(e effort) (results []probeResult, depth int, err error) {
 	err = inService(func() {
 		depth = runtime.Callers(1, pcs[:])
 		results = measureProbes([]probe{
-			{name: "`runtime.Callers` into [32]", f: func() { sinkInt = runtime.Callers(1, pcs[:32]) }},
-			{name: "`stack.Capture`: walk, hash, look-up of the site", f: func() { sinkSite = stack.Capture() }},
+			{name: "`runtime.Callers` into [32]", f: func() { sink.n = runtime.Callers(1, pcs[:32]) }},
+			{name: "`stack.Capture`: walk, hash, look-up of the site", f: func() { sink.site = stack.Capture() }},
 		}, e)
 	})
 	return results, depth, err
@@ -89,15 +89,15 @@ func captureProbes(e effort) (results []probeResult, depth int, err error) {
 func clockProbes(e effort) []probeResult {
 	base := time.Now()
 	probes := []probe{
-		{name: "`time.Since(base)`, as used", f: func() { sinkDur = time.Since(base) }},
-		{name: "`time.Now`", f: func() { sinkTime = time.Now() }},
-		{name: "goroutine id (`stack.CurrentG`)", f: func() { sinkG = stack.CurrentG() }},
+		{name: "`time.Since(base)`, as used", f: func() { sink.dur = time.Since(base) }},
+		{name: "`time.Now`", f: func() { sink.time = time.Now() }},
+		{name: "goroutine id (`stack.CurrentG`)", f: func() { sink.g = stack.CurrentG() }},
 		{name: "a call of an empty function", f: func() {}},
 	}
 	if haveTSC {
 		probes = append(probes,
-			probe{name: "RDTSC", f: func() { sinkTSC = rdtsc() }},
-			probe{name: "LFENCE; RDTSC", f: func() { sinkTSC = rdtscOrdered() }})
+			probe{name: "RDTSC", f: func() { sink.tsc = rdtsc() }},
+			probe{name: "LFENCE; RDTSC", f: func() { sink.tsc = rdtscOrdered() }})
 	}
 	return measureProbes(probes, e)
 }
@@ -133,7 +133,7 @@ func reportProbes(e effort) ([]probeResult, error) {
 	var wrong int
 	i := 0
 	results := measureProbes([]probe{
-		{name: "`Report` on 10,000 holders, for each", per: n, f: func() { sinkInt = tracker.Report().Tracked }},
+		{name: "`Report` on 10,000 holders, for each", per: n, f: func() { sink.n = tracker.Report().Tracked }},
 		{name: "is the holder alive? (one of 10,000, by a stride)", f: func() {
 			if gs[i].State() != stack.Alive {
 				wrong++
@@ -143,8 +143,8 @@ func reportProbes(e effort) ([]probeResult, error) {
 			}
 		}},
 	}, e)
-	if sinkInt != n || wrong != 0 && stack.Self().Liveness {
-		return nil, fmt.Errorf("report saw %d holders of %d, State was wrong %d times", sinkInt, n, wrong)
+	if sink.n != n || wrong != 0 && stack.Self().Liveness {
+		return nil, fmt.Errorf("report saw %d holders of %d, State was wrong %d times", sink.n, n, wrong)
 	}
 	return results, nil
 }
