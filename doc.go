@@ -10,6 +10,18 @@
 //
 //	fmt.Print(baldur.TrackerOf(db).Report())
 //
+// Or it is told: by [Tracker.Log] in its log, and by the packages on top of this
+// one where operators look:
+//
+//   - [github.com/baldur-go/baldur/baldurhttp]: a page, JSON, and a profile for go tool pprof
+//   - [github.com/baldur-go/baldur/baldurprom]: metrics for Prometheus
+//   - [github.com/baldur-go/baldur/baldurotel]: spans, metrics and leak records for OpenTelemetry
+//   - [github.com/baldur-go/baldur/baldurtest]: leaks as failures of tests
+//
+// On the same pool there are [PGAdmin], for advisory locks, timeouts and who
+// blocks whom, and [PGQuorum], a lease that says which one of several processes
+// is the primary.
+//
 // # The life of a checkout
 //
 // database/sql does not tell a driver when a connection leaves the pool or
@@ -101,4 +113,5 @@
 //	audit.go    connections that come back dirty
 //	hooks.go    functions that are called as a pool lives
 //	pgadmin.go  admin SQL; pgadmin_*.go: sessions, locks, timeouts, poolers
+//	quorum.go   what a quorum is; quorum_pg.go: the lease; quorum_*.go: its parts
 package baldur
