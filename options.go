@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// Defaults and ranges of the settings.
+// Defaults of the settings; the ranges are in the comments of the options.
 const (
 	DefaultLeakThreshold     = 300 * time.Second
 	DefaultWarningThreshold  = 70.0 // percent
@@ -93,7 +93,7 @@ func WithQueryText(on bool) Option {
 // the use that is made of the connection.
 type Capture int32
 
-// What can be noted of a checkout. The costs are in the README.
+// What can be noted of a checkout. What each costs is in docs/performance.md.
 const (
 	CaptureFull  Capture = iota // the call stack, and how long it was out in the call site's histogram: see CallSites
 	CaptureSites                // the call stack
