@@ -9,13 +9,15 @@ import (
 	"unicode/utf8"
 )
 
-// Defaults and ranges of a lease. clockDrift is the most by which the rates of
-// two machines' clocks may differ from true time: NTP slews by 500 ppm at most,
-// and this is twice that.
+// What a lease has without options.
 const (
 	DefaultLeaseTTL  = 10 * time.Second
 	DefaultLeaseName = "primary"
+)
 
+// clockDrift is the most by which the rates of two machines' clocks may differ
+// from true time: NTP slews by 500 ppm at most, and this is twice that.
+const (
 	minLeaseTTL = 500 * time.Millisecond
 	maxLeaseTTL = 300 * time.Second
 	clockDrift  = 1e-3

@@ -21,7 +21,7 @@ import (
 // are right to 1 in 1000, and that the witness does not forget what it has
 // committed (see below for failovers).
 //
-//   - The holder believes until TTL − margin after it has sent the request which
+//   - The holder believes until TTL − margin ([WithSafetyMargin]) after it has sent the request which
 //     was confirmed; not after the reply: the two can be any time apart.
 //   - A candidate takes the lease of another one only when it has watched the row
 //     unchanged for the row's TTL, counted from when it received it; not from when
@@ -43,8 +43,8 @@ import (
 //     on, and renews. Epochs rise with the timeline, so that none is given twice.
 //   - A belief ends by the clock: IsPrimary reads it, and a timer ends the
 //     contexts of PrimaryContext and calls WithOnLost's function, whatever the
-//     network does. If the machine was suspended the belief ends as soon as it
-//     wakes (see [BootTime]).
+//     network does. If the machine was suspended it ends some hundredths of the
+//     TTL after it wakes, or at once with WithQuorumClock(BootTime).
 //
 // The protocol was explored state by state: see internal/leadershipmodel, for
 // what was covered, and which errors it finds.
@@ -99,9 +99,9 @@ type PGQuorum struct {
 
 var _ QuorumWitness = (*PGQuorum)(nil)
 
-// NewPGQuorum returns the quorum of one process, which is of a region, on db,
-// which must be baldur's and stays the caller's. It connects to nothing yet.
-// Processes of one region are candidates of their own, as those of two.
+// NewPGQuorum returns the quorum of this process on db, a pool of baldur's that
+// stays the caller's. It connects to nothing yet. The region is a label, which
+// others get from CurrentPrimary: processes of one region compete as those of two do.
 //
 // An error names the option that is wrong, and the inequality that it breaks.
 func NewPGQuorum(db *sql.DB, region string, opts ...QuorumOption) (*PGQuorum, error) {

@@ -208,6 +208,9 @@ func TestQuorumContexts(t *testing.T) {
 			t.Error(name, err)
 		}
 	}
+	if _, err := a.AwaitPrimary(ctx); err != cause {
+		t.Error(err)
+	}
 	if !a.IsPrimary() {
 		t.Error("a call that was cancelled has cost the lease")
 	}

@@ -86,9 +86,12 @@ func (q *PGQuorum) PrimaryContext(ctx context.Context) (context.Context, error) 
 
 // AwaitPrimary waits until this process is primary, for which StartAutoRenew must
 // be in effect or someone call TryAcquirePrimary, and returns PrimaryContext's.
-// It returns ctx's cause if that ends before.
+// It returns ctx's cause if that ends, or has ended, before.
 func (q *PGQuorum) AwaitPrimary(ctx context.Context) (context.Context, error) {
 	for {
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
 		q.mu.Lock()
 		begun := q.begun
 		q.mu.Unlock()
@@ -98,7 +101,6 @@ func (q *PGQuorum) AwaitPrimary(ctx context.Context) (context.Context, error) {
 		select {
 		case <-begun:
 		case <-ctx.Done():
-			return nil, context.Cause(ctx)
 		}
 	}
 }
