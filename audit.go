@@ -13,11 +13,11 @@ import (
 // DirtyReturn is a connection that came back to the pool with something that its
 // next holder will meet.
 type DirtyReturn struct {
-	Connection      ConnectionInfo // as it was at the return; its CallSite is the line that took it
-	ReturnedAt      time.Time
-	OpenTransaction bool     // begun by text, and neither committed nor rolled back
-	Failed          bool     // that transaction has failed: every query will
-	AdvisoryLocks   []string // session locks, by id; a key of two int4 as "1,2"
+	Connection      ConnectionInfo `json:"connection"` // as it was at the return; its CallSite is the line that took it
+	ReturnedAt      time.Time      `json:"returned_at"`
+	OpenTransaction bool           `json:"open_transaction"`         // begun by text, and neither committed nor rolled back
+	Failed          bool           `json:"failed"`                   // that transaction has failed: every query will
+	AdvisoryLocks   []string       `json:"advisory_locks,omitempty"` // session locks, by id; a key of two int4 as "1,2"
 }
 
 // String says it in a line.
@@ -55,6 +55,7 @@ func WithReturnAudit(n int) Option {
 const (
 	auditTimeout = time.Second
 	auditKept    = 100
+	reportDirty  = 5 // in a report
 
 	auditQuery = "SELECT CASE objsubid WHEN 1 THEN ((classid::bigint << 32) | objid::bigint)::text ELSE classid || ',' || objid END" +
 		" FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND granted AND pid = pg_backend_pid() ORDER BY 1"

@@ -2,6 +2,7 @@ package baldur_test
 
 import (
 	"database/sql"
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -52,6 +53,29 @@ func TestReturnAudit(t *testing.T) {
 	_ = db.QueryRow("SELECT 1/0").Scan(new(int))
 	if _, total := tr.DirtyReturns(); total != 4 {
 		t.Errorf("clean returns are told: %d", total)
+	}
+	for range 2 {
+		leakLock(db, "SELECT pg_advisory_lock(43)::text")
+	}
+	r := tr.Report()
+	if r.DirtyTotal != 6 || len(r.DirtyReturns) != 5 || !slices.Equal(r.DirtyReturns[0].AdvisoryLocks, []string{"-7", "1,2"}) {
+		t.Errorf("the report has %d: %v", r.DirtyTotal, r.DirtyReturns)
+	}
+	if text := r.String(); !strings.Contains(text, "\ncame back dirty, 6 in all; the latest:\n") || strings.Count(text, " came back with advisory lock 43; taken by ") != 2 {
+		t.Errorf("%s", text)
+	}
+	var doc struct {
+		Total int `json:"dirty_returns_total"`
+		Dirty []struct {
+			Connection struct {
+				Query string `json:"query_info"`
+			}
+			Locks []string `json:"advisory_locks"`
+		} `json:"dirty_returns"`
+	}
+	text := must(json.Marshal(r))
+	if err := json.Unmarshal(text, &doc); err != nil || doc.Total != 6 || len(doc.Dirty) != 5 || doc.Dirty[4].Locks[0] != "43" || doc.Dirty[4].Connection.Query != "SELECT pg_advisory_lock(43)::text" {
+		t.Errorf("%v, %s", err, text)
 	}
 }
 

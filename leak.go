@@ -175,6 +175,9 @@ type LeakReport struct {
 	Tracked        int              // connections that are out and whose holder is known
 	Connecting     int              // being dialled, or to be
 	Unattributed   int              // out, but not seen; −1: unknown. See the package comment.
+	Leases         []QuorumStats    // of the quorums on the pool: see Tracker.Quorums
+	DirtyReturns   []DirtyReturn    // the latest that WithReturnAudit has found, 5 at most, the last one last
+	DirtyTotal     int              // how many there were since the tracker was made
 }
 
 // LeakCount is the number of suspected leaks.

@@ -18,7 +18,8 @@ const (
 )
 
 // String returns the report for people: a verdict, then the suspected leaks by
-// call site, then who else holds a connection for long.
+// call site, then who else holds a connection for long, and the connections that came back
+// dirty. Who has the leases stands before them.
 func (r LeakReport) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "pool %s: %s", clean(r.PoolName), r.Health)
@@ -26,6 +27,9 @@ func (r LeakReport) String() string {
 		fmt.Fprintf(&b, ", %s", plural(n, "suspected leak"))
 	}
 	fmt.Fprintf(&b, "\n%s\nleak threshold %s, %s\n", r.Figures(), short(r.LeakThreshold), r.ReportTime.Format(time.RFC3339))
+	for _, l := range r.Leases {
+		fmt.Fprintf(&b, "%s\n", l)
+	}
 	for _, g := range r.Groups() {
 		b.WriteString("\nLEAK? ")
 		g.writeHead(&b)
@@ -63,6 +67,12 @@ func (r LeakReport) String() string {
 			b.WriteString("\ncame back:\n")
 		}
 		fmt.Fprintf(&b, "  taken at %s, returned after %s\n", c.CallSite().at(), short(c.Held))
+	}
+	if r.DirtyTotal > 0 {
+		fmt.Fprintf(&b, "\ncame back dirty, %d in all; the latest:\n", r.DirtyTotal)
+	}
+	for _, d := range r.DirtyReturns {
+		fmt.Fprintf(&b, "  %s: %s\n", d.ReturnedAt.Format(time.RFC3339), clean(d.String()))
 	}
 	return b.String()
 }
@@ -247,6 +257,16 @@ func (r LeakReport) LogValue() slog.Value {
 	if back != nil {
 		attrs = append(attrs, slog.Any("returned", back))
 	}
+	var leases []string
+	for _, l := range r.Leases {
+		leases = append(leases, l.String())
+	}
+	if leases != nil {
+		attrs = append(attrs, slog.Any("leases", leases))
+	}
+	if r.DirtyTotal > 0 {
+		attrs = append(attrs, slog.Int("dirty_returns", r.DirtyTotal))
+	}
 	return slog.GroupValue(attrs...)
 }
 
@@ -318,8 +338,11 @@ func (r LeakReport) MarshalJSON() ([]byte, error) {
 		SuspectedLeaks []ConnectionInfo `json:"suspected_leaks"`
 		LongHeld       []ConnectionInfo `json:"long_held"`
 		Returned       []ConnectionInfo `json:"returned"`
+		Leases         []QuorumStats    `json:"leases"`
+		DirtyReturns   []DirtyReturn    `json:"dirty_returns"`
+		DirtyTotal     int              `json:"dirty_returns_total"`
 	}{r.PoolName, r.ReportTime, r.LeakThreshold.Seconds(), r.Health, r.LeakCount(), r.Stats, r.Tracked, r.Connecting, r.Unattributed,
-		list(r.SuspectedLeaks), list(r.LongHeld), list(r.Returned)})
+		list(r.SuspectedLeaks), list(r.LongHeld), list(r.Returned), list(r.Leases), list(r.DirtyReturns), r.DirtyTotal})
 }
 
 // list makes an empty list of none, which JSON writes as [] and not null.

@@ -309,7 +309,10 @@ func (t *Tracker) report() (LeakReport, []*leak) {
 		Connecting:    connecting,
 		Unattributed:  unattributed,
 		Stats:         stats,
+		Leases:        t.Quorums(),
 	}
+	report.DirtyReturns, report.DirtyTotal = t.DirtyReturns()
+	report.DirtyReturns = report.DirtyReturns[max(0, len(report.DirtyReturns)-reportDirty):]
 	var leaks []*leak
 	for _, s := range snapshots {
 		info := t.info(s, now)
