@@ -1,10 +1,6 @@
 package baldur
 
-import (
-	"time"
-
-	"github.com/baldur-go/baldur/internal/stack"
-)
+import "time"
 
 // HoldBucket counts the checkouts that held their connections for less than
 // Below, and not less than the bucket before.
@@ -13,28 +9,15 @@ type HoldBucket struct {
 	Count uint64
 }
 
-// HoldTimes returns the histogram of how long connections were held, by all
-// checkouts that have ended under [CaptureFull], of all pools of the program,
-// closed ones included. Its buckets are always the same, from 1.024 µs to 73
-// minutes, two for each power of two; counts never fall.
-//
-// There is none for each pool: holds are counted by call site, and one call site
-// may use several pools.
-func HoldTimes() []HoldBucket {
-	var all []HoldBucket
-	add := func(s *stack.Site) {
-		i := 0
-		s.Holds.Each(func(below time.Duration, n uint64) {
-			if i == len(all) {
-				all = append(all, HoldBucket{Below: below})
-			}
-			all[i].Count += n
-			i++
-		})
-	}
-	add(stack.Other())
-	for s := range stack.All() {
-		add(s)
-	}
-	return all
+// HoldTimes returns the histogram of how long the pool's connections were held,
+// by all checkouts that have ended under [CaptureFull], and the sum of those
+// times, both exact: each checkout that had ended is in them once. Buckets are
+// always the same, from 1.024 µs to 73 minutes, two for each power of two; counts
+// never fall. A checkout that ends meanwhile may be in one of the two only.
+func (t *Tracker) HoldTimes() (buckets []HoldBucket, total time.Duration) {
+	t.flushHolds()
+	t.holds.Each(func(below time.Duration, n uint64) {
+		buckets = append(buckets, HoldBucket{below, n})
+	})
+	return buckets, t.holds.Sum()
 }

@@ -87,7 +87,7 @@ func (r *record) take(ctx context.Context) {
 	}
 	g, now := stack.CurrentG(), r.clk.now()
 	r.mu.Lock()
-	r.holds.count(r.site)
+	r.holds.count(r.site, &r.t.holds)
 	r.seq++
 	r.site, r.start, r.holder, r.last, r.span, r.label = site, now, g, g, span, ""
 	if r.leak != nil {

@@ -192,27 +192,42 @@ func TestHostileText(t *testing.T) {
 	}
 }
 
-// TestHoldTimes: of all checkouts, in the bucket of how long each was out.
+// TestHoldTimes: each checkout of the pool, and of no other pool, in the bucket of
+// how long it was out; also of a connection that is closed, and of one that is
+// still gathering.
 func TestHoldTimes(t *testing.T) {
 	bubble(t, &fakeDB{}, func(t *testing.T, db *sql.DB, tr *baldur.Tracker) {
-		before := baldur.HoldTimes()
-		for _, held := range []time.Duration{0, 2 * time.Second, 2 * time.Second, 2 * time.Hour} {
+		other := baldur.OpenDB(&fakeDB{})
+		defer other.Close()
+		must(other.Exec("another pool's"))
+		var sum time.Duration
+		for _, held := range []time.Duration{time.Nanosecond, 2 * time.Second, 2 * time.Second, 2 * time.Hour, 2 * time.Second} {
 			tx := must(db.Begin())
 			time.Sleep(held)
 			_ = tx.Rollback()
+			sum += held
+			if held == 2*time.Hour {
+				db.SetMaxIdleConns(-1) // closes it
+			}
 		}
 		tr.SetCapture(baldur.CaptureSites)
 		must(db.Exec("not counted"))
-		var lower time.Duration
-		for i, b := range baldur.HoldTimes() {
-			want := map[bool]uint64{lower == 0: 1, lower <= 2*time.Second && 2*time.Second < b.Below: 2, b.Below == 0: 1}[true]
-			if n := b.Count - before[i].Count; n != want || b.Below != before[i].Below {
-				t.Errorf("[%v, %v) has %d more, want %d", lower, b.Below, n, want)
+		for range 2 { // looking adds nothing
+			buckets, total := tr.HoldTimes()
+			var lower time.Duration
+			for _, b := range buckets {
+				want := map[bool]uint64{lower == 0: 1, lower <= 2*time.Second && 2*time.Second < b.Below: 3, b.Below == 0: 1}[true]
+				if b.Count != want {
+					t.Errorf("[%v, %v) has %d, want %d", lower, b.Below, b.Count, want)
+				}
+				lower = b.Below
 			}
-			lower = b.Below
+			if lower != 0 || total != sum {
+				t.Errorf("the last bucket ends at %v; the sum is %v, want %v", lower, total, sum)
+			}
 		}
-		if lower != 0 {
-			t.Errorf("the last bucket ends at %v", lower)
+		if buckets, total := baldur.TrackerOf(other).HoldTimes(); buckets[0].Count != 1 || total > time.Microsecond {
+			t.Errorf("of the other pool: %d, %v", buckets[0].Count, total)
 		}
 	})
 }

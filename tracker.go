@@ -13,6 +13,8 @@ import (
 	"sync/atomic"
 	"time"
 	"weak"
+
+	"github.com/baldur-go/baldur/internal/stack"
 )
 
 // Tracker knows who holds each connection of a pool. Get it by [TrackerOf]. Its
@@ -44,6 +46,8 @@ type Tracker struct {
 
 	dirty      []DirtyReturn // the last ones
 	dirtyTotal int
+
+	holds stack.Hist // of all checkouts that were counted; last, since other fields are read at each checkout
 }
 
 func newTracker(cfg *config) *Tracker {

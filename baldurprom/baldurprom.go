@@ -15,7 +15,6 @@ package baldurprom
 import (
 	"fmt"
 	"hash/fnv"
-	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -38,7 +37,6 @@ type Option func(*collector)
 func WithTrackers(trackers ...*baldur.Tracker) Option {
 	return func(c *collector) {
 		c.trackers = func() []*baldur.Tracker { return trackers }
-		c.all = false
 	}
 }
 
@@ -67,22 +65,40 @@ func WithoutDBStats() Option {
 // baldur_leaks_total counts a checkout when a report first suspects it, and a
 // scrape is such a report. A leak that came and went between two is not counted.
 //
-// baldur_connection_use_seconds is how long connections were out, of all pools
-// of the program together and without db_name, as it comes from the histograms of
-// call sites, which pools share. It is exact: bounds are the powers of two in
-// nanoseconds at which those divide. There is no sum of them, so its _sum is
-// NaN. It is absent with [WithTrackers]; and [baldur.CaptureFull], the default,
-// is what makes it count.
+// baldur_connection_use_seconds is how long connections were out, counted when
+// they come back. It is exact: bounds are powers of two in nanoseconds, at which
+// [baldur.Tracker.HoldTimes] divides. [baldur.CaptureFull], the default, is what
+// makes it count.
+//
+// Of each lease of a quorum that is in use, with the labels lease and region, which
+// is this process's:
+//
+//	baldur_quorum_is_primary               gauge    1, or 0; the sum over all processes is 1 at most
+//	baldur_quorum_epoch                    gauge    of the hold; absent if not primary
+//	baldur_quorum_belief_remaining_seconds gauge    until the belief ends; absent if not primary
+//	baldur_quorum_elections_total          counter  won
+//	baldur_quorum_losses_total             counter  with reason: see [baldur.LossReason]
+//	baldur_quorum_renewals_total           counter  confirmed
+//	baldur_quorum_renew_seconds_total      counter  from sending to confirmation, of all renewals
+//	baldur_quorum_request_errors_total     counter  with class: unanswered (of unknown result) or refused
+//	baldur_quorum_takeover_wait_seconds    gauge    before the last election that was won; absent before one
+//	baldur_quorum_clock_gap_seconds        gauge    for how long the machine was suspended in this hold
+//	baldur_quorum_guard_rejections_total   counter  by RequirePrimary and Seal.Require
+//
+// An epoch is above 2^32, and exact in a sample up to 2^53, which a witness gets
+// to by two million failovers. A lease is gone from here when its PGQuorum is
+// stopped or closed, with its counters.
 //
 // A scrape takes no connection and waits for none. It makes a report of each
 // pool, half a µs for each connection that is out, and calls the functions of
 // OnConnectionReleased as any report does. A pool whose driver hangs under
 // database/sql's lock costs it up to 200 ms, and its figures are absent.
 //
-// A pool's name that is long or not valid UTF-8, which would fail the whole
-// scrape, is cut and mended, and told from others by a hash.
+// A name that is long or not valid UTF-8, which would fail the whole scrape, is
+// cut and mended, and told from others by a hash. Of two that are the same, the
+// second one ends in #2.
 func NewCollector(opts ...Option) prometheus.Collector {
-	c := &collector{trackers: baldur.Trackers, all: true, dbStats: true}
+	c := &collector{trackers: baldur.Trackers, dbStats: true}
 	for _, o := range opts {
 		o(c)
 	}
@@ -91,7 +107,6 @@ func NewCollector(opts ...Option) prometheus.Collector {
 
 type collector struct {
 	trackers func() []*baldur.Tracker
-	all      bool // the pools of the program
 	dbStats  bool
 }
 
@@ -99,9 +114,12 @@ func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, m := range poolMetrics {
 		ch <- m.desc
 	}
-	if c.all {
-		ch <- useTime
+	for _, m := range quorumMetrics {
+		ch <- m.desc
 	}
+	ch <- quorumLosses
+	ch <- quorumErrors
+	ch <- useTime
 	if c.dbStats {
 		for _, m := range dbMetrics {
 			ch <- m.desc
@@ -111,21 +129,13 @@ func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 
 func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	var seen []*baldur.Tracker
-	names := map[string]bool{}
+	names := names{}
 	for _, t := range c.trackers() {
 		if t == nil || slices.Contains(seen, t) {
 			continue
 		}
 		seen = append(seen, t)
-		name := label(t.PoolName())
-		for i := 2; names[name]; i++ { // a closed pool and its successor
-			name = label(t.PoolName()) + "#" + strconv.Itoa(i)
-		}
-		names[name] = true
-		c.collectPool(ch, t, name)
-	}
-	if c.all {
-		ch <- useTimes(baldur.HoldTimes())
+		c.collectPool(ch, t, names.own(t.PoolName())) // a closed pool and its successor may have the same
 	}
 }
 
@@ -140,6 +150,8 @@ func (c *collector) collectPool(ch chan<- prometheus.Metric, t *baldur.Tracker, 
 			ch <- prometheus.MustNewConstMetric(m.desc, m.kind, v, name)
 		}
 	}
+	ch <- useTimes(t, name)
+	collectQuorums(ch, p.report.Leases, name)
 	if !c.dbStats {
 		return
 	}
@@ -150,9 +162,22 @@ func (c *collector) collectPool(ch chan<- prometheus.Metric, t *baldur.Tracker, 
 	}
 }
 
+// names are labels' values in use.
+type names map[string]bool
+
+// own makes a name a label's value that is not in use yet.
+func (n names) own(name string) string {
+	value := label(name)
+	for i := 2; n[value]; i++ {
+		value = label(name) + "#" + strconv.Itoa(i)
+	}
+	n[value] = true
+	return value
+}
+
 const maxLabel = 128 // bytes
 
-// label makes a pool's name a label's value.
+// label makes a name a label's value.
 func label(name string) string {
 	if len(name) <= maxLabel && utf8.ValidString(name) {
 		return name
@@ -169,8 +194,9 @@ func label(name string) string {
 // useTimes makes a histogram of every fourth of baldur's bounds from 16 µs to
 // 73 min: the powers of 4 ns. Holds are whole nanoseconds and below a bound, so
 // the bound that Prometheus includes is one less.
-func useTimes(holds []baldur.HoldBucket) prometheus.Metric {
+func useTimes(t *baldur.Tracker, name string) prometheus.Metric {
 	const shortest = 16 * time.Microsecond
+	holds, total := t.HoldTimes()
 	buckets := map[float64]uint64{}
 	var n uint64
 	for _, b := range holds {
@@ -179,7 +205,7 @@ func useTimes(holds []baldur.HoldBucket) prometheus.Metric {
 			buckets[(b.Below - 1).Seconds()] = n
 		}
 	}
-	return prometheus.MustNewConstHistogram(useTime, n, math.NaN(), buckets)
+	return prometheus.MustNewConstHistogram(useTime, n, total.Seconds(), buckets, name)
 }
 
 func powerOf4(d time.Duration) bool { return d&(d-1) == 0 && d&0x5555555555555555 != 0 }

@@ -14,15 +14,15 @@ const (
 	counter = prometheus.CounterValue
 )
 
-// metric is a family of one value for each pool, which is had from a T.
+// metric is a family of one value for each T, of a pool or of a lease on it.
 type metric[T any] struct {
 	desc  *prometheus.Desc
 	kind  prometheus.ValueType
 	value func(T) float64
 }
 
-func newMetric[T any](kind prometheus.ValueType, name, help string, value func(T) float64) metric[T] {
-	return metric[T]{prometheus.NewDesc(name, help, []string{"db_name"}, nil), kind, value}
+func newMetric[T any](kind prometheus.ValueType, name, help string, value func(T) float64, labels ...string) metric[T] {
+	return metric[T]{prometheus.NewDesc(name, help, append([]string{"db_name"}, labels...), nil), kind, value}
 }
 
 // poolState is what the tracker knows of a pool at a scrape.
@@ -54,7 +54,7 @@ var poolMetrics = []metric[poolState]{
 		func(p poolState) float64 { return float64(p.dirty) }),
 }
 
-var useTime = prometheus.NewDesc("baldur_connection_use_seconds", "How long connections were out, of all pools of the program together.", nil, nil)
+var useTime = prometheus.NewDesc("baldur_connection_use_seconds", "How long connections were out, of the checkouts that have ended.", []string{"db_name"}, nil)
 
 // dbMetrics are those of client_golang's collectors.NewDBStatsCollector, to the letter.
 var dbMetrics = []metric[sql.DBStats]{
