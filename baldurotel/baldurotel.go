@@ -65,6 +65,28 @@
 // since database/sql does not tell the first and has no second;
 // response.returned_rows, since the driver does not see who stops reading.
 //
+// # Leases
+//
+// Of each quorum on the pool that is in use (see [baldur.Tracker.Quorums]), with
+// db.client.connection.pool.name, baldur.quorum.lease and baldur.quorum.region,
+// which is this process's; a second one of both ends in #2:
+//
+//	baldur.quorum.primary           {primary}    UpDownCounter  1 or 0; the sum over all processes is 1 at most
+//	baldur.quorum.epoch             {epoch}      Gauge    of the hold; not if not primary
+//	baldur.quorum.belief_remaining  s            Gauge    until the belief ends; not if not primary
+//	baldur.quorum.elections         {election}   Counter  won
+//	baldur.quorum.losses            {loss}       Counter  with baldur.quorum.loss.reason: see [baldur.LossReason]
+//	baldur.quorum.renewals          {renewal}    Counter  confirmed
+//	baldur.quorum.renew_time        s            Counter  from sending to confirmation, of all renewals
+//	baldur.quorum.request.errors    {error}      Counter  with error.type: unanswered (of unknown result), refused
+//	baldur.quorum.takeover_wait     s            Gauge    before the last election that was won; not before one
+//	baldur.quorum.clock_gap         s            Gauge    for how long the machine was suspended in this hold
+//	baldur.quorum.guard.rejections  {rejection}  Counter  by RequirePrimary and Seal.Require
+//
+// An epoch is above 2^32: it is exported as an integer, and a backend that keeps
+// float64 has it exact up to 2^53, two million failovers of the witness later.
+// The figures end when the PGQuorum is stopped or closed.
+//
 // # Leaks
 //
 // A connection that a report lists as a suspected leak is told once, in a log

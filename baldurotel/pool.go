@@ -67,9 +67,14 @@ func (p *pool) opened(t *baldur.Tracker) {
 	attr := semconv.DBClientConnectionPoolName(clean(t.PoolName(), maxName))
 	set := attribute.NewSet(attr)
 	p.name.Store(&poolName{attr, set, []metric.RecordOption{metric.WithAttributeSet(set)}})
-	reg, err := p.observe(t, attr)
-	if err != nil {
-		otel.Handle(err)
+	var registered []metric.Registration
+	for _, observe := range []func(*baldur.Tracker, attribute.KeyValue) (metric.Registration, error){p.observe, p.observeQuorums} {
+		r, err := observe(t, attr)
+		if err != nil {
+			otel.Handle(err)
+			continue
+		}
+		registered = append(registered, r)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	if p.c.leakInterval > 0 {
@@ -77,11 +82,10 @@ func (p *pool) opened(t *baldur.Tracker) {
 	}
 	p.stop = func() {
 		cancel()
-		if reg == nil {
-			return
-		}
-		if err := reg.Unregister(); err != nil {
-			otel.Handle(err)
+		for _, r := range registered {
+			if err := r.Unregister(); err != nil {
+				otel.Handle(err)
+			}
 		}
 	}
 }
