@@ -47,6 +47,10 @@ func TestLeaseText(t *testing.T) {
 		if text := s.String(); strings.ContainsAny(text, "\n\r\x1b\u0085\u2028") || !utf8.ValidString(text) || !strings.Contains(text, "LEAK? forged") {
 			t.Errorf("%q", text)
 		}
+		s.Region, s.Holder.Lease.Region = strings.Repeat("long", 1<<18), strings.Repeat("long", 1<<18)
+		if n := len(s.String()); n > 1000 {
+			t.Errorf("a line of %d bytes", n)
+		}
 		if _, err := json.Marshal(baldur.LeakReport{Leases: []baldur.QuorumStats{s}}); err != nil {
 			t.Error(err)
 		}

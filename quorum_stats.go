@@ -55,10 +55,10 @@ func (q *PGQuorum) Stats() QuorumStats {
 func (s QuorumStats) String() string {
 	line := fmt.Sprintf("lease %q: ", s.Lease)
 	last := s.Holder.Lease
-	by := fmt.Sprintf("by %s, epoch %d", clean(last.Region), last.Epoch)
+	by := fmt.Sprintf("by %s, epoch %d", excerpt(last.Region), last.Epoch)
 	switch {
 	case s.IsPrimary:
-		return fmt.Sprintf("%sprimary here (%s), epoch %d, %s left", line, clean(s.Region), s.Epoch, short(s.Remaining))
+		return fmt.Sprintf("%sprimary here (%s), epoch %d, %s left", line, excerpt(s.Region), s.Epoch, short(s.Remaining))
 	case s.Holder.State == LeaseHeld && !s.CheckedAt.Before(last.ExpiresAt):
 		return line + "unknown; last heard of as held " + by + ", until " + last.ExpiresAt.Format(time.RFC3339)
 	case s.Holder.State == LeaseHeld && s.Holder.Local:

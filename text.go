@@ -195,7 +195,7 @@ func writeStack(b *strings.Builder, frames []Frame) {
 	}
 }
 
-// excerpt is a query on one line and not too long.
+// excerpt is a query, or other foreign text, on one line and not too long.
 func excerpt(query string) string {
 	const more = " …"
 	if len(query) > 8*textQuery {

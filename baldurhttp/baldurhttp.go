@@ -1,5 +1,6 @@
-// Package baldurhttp shows who holds the connections of a program's pools, over
-// HTTP: as a page, as JSON and text, and as a profile for go tool pprof.
+// Package baldurhttp shows who holds the connections of a program's pools, and
+// the leases of the quorums on them, over HTTP: as a page, as JSON and text, and
+// as a profile for go tool pprof.
 //
 //	mux.Handle("/debug/baldur/", baldurhttp.Handler())
 //

@@ -35,16 +35,34 @@ func look(trackers []*baldur.Tracker) []pool {
 			continue
 		}
 		p := pool{report: t.Report(), holders: t.Holders()}
-		p.report.PoolName = cut(p.report.PoolName, maxName)
-		p.report.Stats.PoolName = p.report.PoolName
-		for _, list := range [][]baldur.ConnectionInfo{p.report.SuspectedLeaks, p.report.LongHeld, p.holders} {
-			for i := range list {
-				list[i].Label, list[i].QueryInfo = cut(list[i].Label, maxName), cut(list[i].QueryInfo, maxQuery)
-			}
-		}
+		p.bound()
 		pools = append(pools, p)
 	}
 	return pools
+}
+
+// bound cuts the foreign text.
+func (p *pool) bound() {
+	r := &p.report
+	r.PoolName = cut(r.PoolName, maxName)
+	r.Stats.PoolName = r.PoolName
+	of := func(c *baldur.ConnectionInfo) {
+		c.Label, c.QueryInfo = cut(c.Label, maxName), cut(c.QueryInfo, maxQuery)
+	}
+	for _, list := range [][]baldur.ConnectionInfo{r.SuspectedLeaks, r.LongHeld, p.holders} {
+		for i := range list {
+			of(&list[i])
+		}
+	}
+	for i := range r.DirtyReturns {
+		of(&r.DirtyReturns[i].Connection)
+	}
+	for i := range r.Leases {
+		l := &r.Leases[i]
+		for _, s := range []*string{&l.Lease, &l.Region, &l.Holder.Lease.Region, &l.Holder.Lease.LeaseID, &l.LastError} {
+			*s = cut(*s, maxName)
+		}
+	}
 }
 
 // verdict of a holder: what the report says of it.

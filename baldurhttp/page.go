@@ -51,9 +51,12 @@ type pageView struct {
 
 type poolView struct {
 	Name, Health, HealthClass, Figures, Threshold string
+	Leases                                        []string
 	Suspected, LongHeld                           []groupView
 	Holders                                       []connView
 	MoreHolders                                   int
+	Dirty                                         []string
+	DirtyTotal                                    int
 	Used                                          []shareView // of the bar
 }
 
@@ -129,8 +132,14 @@ func newPoolView(p pool) poolView {
 	r := p.report
 	v := poolView{
 		Name: clean(r.PoolName), Health: health(r.Health), HealthClass: string(r.Health), Figures: r.Figures(),
-		Threshold: short(r.LeakThreshold), Used: bar(p),
+		Threshold: short(r.LeakThreshold), Used: bar(p), DirtyTotal: r.DirtyTotal,
 		Suspected: newGroups(r.SuspectedLeaks, suspected), LongHeld: newGroups(r.LongHeld, longHeld),
+	}
+	for _, l := range r.Leases {
+		v.Leases = append(v.Leases, clean(l.String()))
+	}
+	for _, d := range r.DirtyReturns {
+		v.Dirty = append(v.Dirty, d.ReturnedAt.Format("2006-01-02 15:04:05 MST")+": "+clean(d.String()))
 	}
 	of := p.verdicts()
 	for _, c := range p.holders[:min(len(p.holders), pageHolders)] {
