@@ -208,6 +208,7 @@ func TestHoldTimes(t *testing.T) {
 			sum += held
 			if held == 2*time.Hour {
 				db.SetMaxIdleConns(-1) // closes it
+				db.SetMaxIdleConns(1)
 			}
 		}
 		tr.SetCapture(baldur.CaptureSites)
