@@ -94,6 +94,7 @@ type PGQuorum struct {
 	loop     *quorumLoop // nil: there is none
 	last     *quorumLoop // the last one that there was
 	stats    QuorumStats
+	logs     []func() // what unlock logs
 	calls    callQueue
 }
 

@@ -2,6 +2,7 @@ package baldur
 
 import (
 	"context"
+	"log/slog"
 	"sync/atomic"
 	"time"
 )
@@ -110,7 +111,7 @@ func (q *PGQuorum) AwaitPrimary(ctx context.Context) (context.Context, error) {
 // has come too late to be believed.
 func (q *PGQuorum) begin(row leaseRow, sent, gap time.Duration) bool {
 	q.mu.Lock()
-	defer q.mu.Unlock()
+	defer q.unlock()
 	now := q.now()
 	if now >= sent+q.cfg.belief() || suspendGap()-gap > suspendTolerance {
 		return false
@@ -125,7 +126,7 @@ func (q *PGQuorum) begin(row leaseRow, sent, gap time.Duration) bool {
 		gap:      gap,
 	})
 	q.stats.Elections++
-	q.cfg.log.Info("baldur: this process is primary", "lease", q.cfg.name, "region", q.cfg.region, "epoch", row.epoch)
+	q.logLocked(slog.LevelInfo, "baldur: this process is primary", "epoch", row.epoch)
 	if f := q.cfg.onAcquired; f != nil {
 		q.calls.add(func() { f(lease) })
 	}
@@ -138,7 +139,7 @@ func (q *PGQuorum) begin(row leaseRow, sent, gap time.Duration) bool {
 // over.
 func (q *PGQuorum) extend(t *term, sent time.Duration) bool {
 	q.mu.Lock()
-	defer q.mu.Unlock()
+	defer q.unlock()
 	now := q.now()
 	if q.term.Load() != t || t.remaining(now) <= 0 {
 		return false
@@ -176,7 +177,7 @@ func (q *PGQuorum) guardAfter(t *term) time.Duration {
 // that hangs can keep it.
 func (q *PGQuorum) watchTerm() {
 	q.mu.Lock()
-	defer q.mu.Unlock()
+	defer q.unlock()
 	t := q.term.Load()
 	if t == nil {
 		return
@@ -197,7 +198,7 @@ func (q *PGQuorum) watchTerm() {
 // for that reason.
 func (q *PGQuorum) lose(reason LossReason) (*term, bool) {
 	q.mu.Lock()
-	defer q.mu.Unlock()
+	defer q.unlock()
 	return q.loseLocked(reason)
 }
 
@@ -213,10 +214,10 @@ func (q *PGQuorum) loseLocked(reason LossReason) (*term, bool) {
 	q.guard.Stop()
 	t.cancel(&LeaseLostError{q.cfg.name, t.lease.Epoch, reason})
 	q.stats.Losses[reason]++
-	if reason != LossReleased {
-		q.cfg.log.Warn("baldur: this process is primary no more", "lease", q.cfg.name, "region", q.cfg.region, "epoch", t.lease.Epoch, "reason", string(reason))
+	if reason == LossReleased {
+		q.logLocked(slog.LevelInfo, "baldur: this process has released the lease", "epoch", t.lease.Epoch)
 	} else {
-		q.cfg.log.Info("baldur: this process has released the lease", "lease", q.cfg.name, "region", q.cfg.region, "epoch", t.lease.Epoch)
+		q.logLocked(slog.LevelWarn, "baldur: this process is primary no more", "epoch", t.lease.Epoch, "reason", string(reason))
 	}
 	if f := q.cfg.onLost; f != nil {
 		lease := t.lease
@@ -224,6 +225,22 @@ func (q *PGQuorum) loseLocked(reason LossReason) (*term, bool) {
 		q.calls.add(func() { f(lease, reason) })
 	}
 	return t, true
+}
+
+// logLocked has unlock log: a handler may take its time, or ask for a report.
+func (q *PGQuorum) logLocked(level slog.Level, msg string, args ...any) {
+	q.logs = append(q.logs, func() {
+		q.cfg.log.With("lease", q.cfg.name, "region", q.cfg.region).Log(context.Background(), level, msg, args...)
+	})
+}
+
+func (q *PGQuorum) unlock() {
+	logs := q.logs
+	q.logs = nil
+	q.mu.Unlock()
+	for _, log := range logs {
+		log()
+	}
 }
 
 // suspendTolerance is by how much the clock that counts the time of a suspended
