@@ -23,13 +23,13 @@ const (
 // Proxy forwards TCP connections to one server. Its methods may be called
 // concurrently, and concern existing and future connections alike.
 type Proxy struct {
-	target   string
 	listener net.Listener
 	wg       sync.WaitGroup // accept loop and connections
 	toServer flow
 	toClient flow
 
 	mu       sync.Mutex // guards the fields below
+	target   string
 	closed   bool
 	refuse   bool
 	accepted int
@@ -96,6 +96,13 @@ func (p *Proxy) Cut() {
 	for l := range p.links {
 		l.cut()
 	}
+}
+
+// Retarget makes new connections go to another server. Those that are open stay.
+func (p *Proxy) Retarget(target string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.target = target
 }
 
 // Refuse says whether new connections are reset at once.
@@ -175,7 +182,10 @@ func (p *Proxy) serve(l *link) {
 		delete(p.links, l)
 		p.mu.Unlock()
 	}()
-	server, err := net.Dial("tcp", p.target)
+	p.mu.Lock()
+	target := p.target
+	p.mu.Unlock()
+	server, err := net.Dial("tcp", target)
 	if err != nil {
 		l.cut()
 		return

@@ -306,6 +306,23 @@ func TestServerDown(t *testing.T) {
 }
 
 // Everything at once, for the race detector; the clean-up closes in that state.
+// New connections go to the new target; the open ones stay where they are.
+func TestRetarget(t *testing.T) {
+	p, other := setUp(t), setUp(t)
+	c := dial(t, p)
+	send(t, c, "before")
+	wantAnswer(t, c, "before")
+	p.Retarget(other.Addr())
+	send(t, c, "still")
+	wantAnswer(t, c, "still")
+	d := dial(t, p)
+	send(t, d, "after")
+	wantAnswer(t, d, "after")
+	if n := other.Stats().Accepted; n != 1 {
+		t.Errorf("the new target has seen %d connections, want 1", n)
+	}
+}
+
 func TestAtOnce(t *testing.T) {
 	p := setUp(t)
 	var wg sync.WaitGroup

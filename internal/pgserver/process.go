@@ -23,9 +23,10 @@ type process struct {
 }
 
 // startProcess starts a postmaster and returns when it accepts connections.
-func startProcess(ctx context.Context, h *home, path string, args ...string) (*process, error) {
+func startProcess(ctx context.Context, h *home, env []string, path string, args ...string) (*process, error) {
 	p := &process{log: &serverLog{ready: make(chan struct{})}, gone: make(chan struct{})}
 	p.cmd = command(h, path, args...)
+	p.cmd.Env = append(p.cmd.Env, env...)
 	p.cmd.SysProcAttr = processAttributes(h.owner, quit)
 	p.cmd.Stdout, p.cmd.Stderr = p.log, p.log
 
@@ -143,15 +144,16 @@ type serverLog struct {
 }
 
 const (
-	readyMessage = "database system is ready to accept connections"
-	logTail      = 64 << 10
+	readyMessage   = "database system is ready to accept connections"
+	standbyMessage = "database system is ready to accept read-only connections"
+	logTail        = 64 << 10
 )
 
 func (l *serverLog) Write(b []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.tail = append(l.tail, b...)
-	if !l.isReady && bytes.Contains(l.tail, []byte(readyMessage)) {
+	if !l.isReady && (bytes.Contains(l.tail, []byte(readyMessage)) || bytes.Contains(l.tail, []byte(standbyMessage))) {
 		l.isReady = true
 		close(l.ready)
 	}

@@ -59,6 +59,9 @@ type Config struct {
 	// the defaults, which trade durability for speed: fsync,
 	// synchronous_commit and full_page_writes are off.
 	Settings map[string]string
+
+	// Env is added to the environment of the server's processes, as "NAME=value".
+	Env []string
 }
 
 // Server is a running PostgreSQL. Its methods may be called concurrently.
@@ -66,6 +69,7 @@ type Server struct {
 	bin      binaries
 	home     *home
 	settings map[string]string
+	env      []string
 	password string
 	port     int
 	release  func() bool // detaches Stop from Start's ctx
@@ -102,7 +106,7 @@ func Start(ctx context.Context, cfg Config) (_ *Server, err error) {
 		}
 	}()
 
-	s := &Server{bin: bin, home: home, password: randomPassword(), settings: map[string]string{
+	s := &Server{bin: bin, home: home, password: randomPassword(), env: cfg.Env, settings: map[string]string{
 		"fsync":              "off",
 		"synchronous_commit": "off",
 		"full_page_writes":   "off",
@@ -303,7 +307,7 @@ func (s *Server) startLocked(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	proc, err := startProcess(ctx, s.home, s.bin.path("postgres"), args...)
+	proc, err := startProcess(ctx, s.home, s.env, s.bin.path("postgres"), args...)
 	if err != nil {
 		return err
 	}

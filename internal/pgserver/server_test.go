@@ -420,3 +420,45 @@ func BenchmarkStop(b *testing.B) {
 		}
 	}
 }
+
+// A standby follows, until it is promoted to a new timeline.
+func TestStandby(t *testing.T) {
+	s := start(t, Config{})
+	mustQuery(t, s.DSN("postgres"), "CREATE TABLE t(n int); INSERT INTO t VALUES (1); SELECT 1")
+	standby, err := s.Standby(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer standby.Stop()
+	mustQuery(t, s.DSN("postgres"), "INSERT INTO t VALUES (2); SELECT 1")
+	eventually(t, "the standby has the second row", func() bool {
+		return mustQuery(t, standby.DSN("postgres"), "SELECT count(*) FROM t") == "2"
+	})
+	if err := s.Crash(); err != nil {
+		t.Fatal(err)
+	}
+	if err := standby.Promote(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	const timeline = "SELECT substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)"
+	if got := mustQuery(t, standby.DSN("postgres"), timeline); got != "00000002" {
+		t.Errorf("the promoted standby is on timeline %s", got)
+	}
+	if err := standby.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if n := mustQuery(t, standby.DSN("postgres"), "INSERT INTO t VALUES (3); SELECT count(*) FROM t"); n != "3" {
+		t.Errorf("the promoted standby has %s rows, want 3", n)
+	}
+}
+
+func TestEnv(t *testing.T) {
+	s := start(t, Config{Env: []string{"TZ=Asia/Tokyo"}})
+	environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", s.PostmasterPID()))
+	if err != nil {
+		t.Skip("a process's environment is not known here:", err)
+	}
+	if !strings.HasSuffix(string(environ), "\x00TZ=Asia/Tokyo\x00") {
+		t.Errorf("the server's environment is %q", environ)
+	}
+}

@@ -85,7 +85,13 @@ func database(t testing.TB, dsnOf func(*pgserver.Server, string) string) string 
 // are as "fsync=on". It is stopped when the test ends.
 func Server(t testing.TB, settings ...string) *pgserver.Server {
 	t.Helper()
-	cfg := pgserver.Config{Progress: func(s string) { t.Log(s) }, Settings: map[string]string{}}
+	return ServerEnv(t, nil, settings...)
+}
+
+// ServerEnv is Server with variables, as "NAME=value", in its environment.
+func ServerEnv(t testing.TB, env []string, settings ...string) *pgserver.Server {
+	t.Helper()
+	cfg := pgserver.Config{Progress: func(s string) { t.Log(s) }, Settings: map[string]string{}, Env: env}
 	for _, setting := range settings {
 		name, value, ok := strings.Cut(setting, "=")
 		if !ok {

@@ -1,0 +1,247 @@
+package quorumtest
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/baldur-go/baldur/internal/faultproxy"
+)
+
+// nemesis makes things fail, one after the other. A fault is over, and mended,
+// when its function returns.
+type nemesis struct {
+	c     *cluster
+	rand  *rand.Rand
+	ttl   time.Duration
+	clock string // the file that libfaketime reads; "": there is none
+	spawn func(clientConfig) *proc
+	spans []span
+}
+
+// span is when something went on.
+type span struct {
+	what     string
+	from, to int64
+}
+
+type fault struct {
+	name string
+	do   func(*nemesis)
+}
+
+var faults = []fault{
+	{"kill -9 postmaster", (*nemesis).killPostmaster},
+	{"kill -9 backend", (*nemesis).killBackend},
+	{"stop server", (*nemesis).stopServer},
+	{"stop holder", (*nemesis).stopHolder},
+	{"kill -9 holder", (*nemesis).killHolder},
+	{"terminate connections", (*nemesis).terminate},
+	{"freeze to server", func(n *nemesis) { n.freeze(faultproxy.ToServer) }},
+	{"freeze to client", func(n *nemesis) { n.freeze(faultproxy.ToClient) }},
+	{"freeze both", func(n *nemesis) { n.freeze(faultproxy.Both) }},
+	{"delay", (*nemesis).delay},
+	{"reset", (*nemesis).reset},
+	{"lose reply to acquire", func(n *nemesis) { n.loseReply("acquired_at=", true) }},
+	{"lose reply to renew", func(n *nemesis) { n.loseReply("renew_seq=l.renew_seq+1, renewed_at=", false) }},
+	{"lose reply to release", func(n *nemesis) { n.loseReply("lease_id=NULL", true) }},
+	{"clock forward", func(n *nemesis) { n.setClock("+30") }},
+	{"clock back", func(n *nemesis) { n.setClock("-45") }},
+	{"clock x2", func(n *nemesis) { n.setClock("+0 x2") }},
+	{"full pool", (*nemesis).fullPool},
+	{"cancel synchronous wait", (*nemesis).cancelSync},
+}
+
+// someTime is a random time, in TTLs.
+func (n *nemesis) someTime(from, to float64) time.Duration {
+	return time.Duration((from + (to-from)*n.rand.Float64()) * float64(n.ttl))
+}
+
+// someone returns mostly the holder, else any client.
+func (n *nemesis) someone() *proc {
+	if n.rand.IntN(4) > 0 {
+		p, _ := n.c.awaitHolder(0)
+		return p
+	}
+	running := n.c.running()
+	return running[n.rand.IntN(len(running))]
+}
+
+func (n *nemesis) killPostmaster() {
+	if err := n.c.server.Crash(); err != nil {
+		n.c.t.Fatal(err)
+	}
+	time.Sleep(n.someTime(0, 1))
+	if err := n.c.server.Restart(n.c.t.Context()); err != nil {
+		n.c.t.Fatal(err)
+	}
+}
+
+// killBackend makes the postmaster restart everything, after recovery.
+func (n *nemesis) killBackend() {
+	pid := 0
+	n.c.poll("there is a backend to kill", func() bool {
+		return n.c.admin.QueryRow("SELECT pid FROM pg_stat_activity WHERE application_name = $1 ORDER BY random()", n.someone().cfg.Name).Scan(&pid) == nil
+	})
+	_ = syscall.Kill(pid, syscall.SIGKILL)
+	n.c.poll("the server has recovered", func() bool { return n.c.admin.Ping() == nil })
+}
+
+func (n *nemesis) stopServer() {
+	pid := n.c.server.PostmasterPID()
+	signalTree(pid, syscall.SIGSTOP)
+	time.Sleep(n.someTime(0.2, 2))
+	signalTree(pid, syscall.SIGCONT)
+}
+
+// signalTree signals a process and its children.
+func signalTree(pid int, sig syscall.Signal) {
+	_ = syscall.Kill(pid, sig)
+	children, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
+	for _, child := range strings.Fields(string(children)) {
+		if pid, err := strconv.Atoi(child); err == nil {
+			_ = syscall.Kill(pid, sig)
+		}
+	}
+}
+
+func (n *nemesis) stopHolder() {
+	p, _ := n.c.awaitHolder(0)
+	p.signal(syscall.SIGSTOP)
+	time.Sleep(n.someTime(0.3, 2.5))
+	p.signal(syscall.SIGCONT)
+}
+
+func (n *nemesis) killHolder() {
+	p, _ := n.c.awaitHolder(0)
+	p.kill()
+	n.spawn(p.cfg)
+}
+
+func (n *nemesis) terminate() {
+	_, _ = n.c.admin.Exec("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1", n.someone().cfg.Name)
+}
+
+// freeze makes a client's network silent in a direction; at the end what was
+// held back arrives, or the connections are reset.
+func (n *nemesis) freeze(d faultproxy.Direction) {
+	p := n.someone().proxy
+	p.Freeze(d)
+	time.Sleep(n.someTime(0.3, 2))
+	if n.rand.IntN(2) == 0 {
+		p.Cut()
+	}
+	p.Unfreeze(d)
+}
+
+func (n *nemesis) delay() {
+	p := n.someone().proxy
+	p.Delay(faultproxy.ToServer, n.someTime(0, 0.1))
+	p.Delay(faultproxy.ToClient, n.someTime(0, 0.1))
+	time.Sleep(n.someTime(0.5, 1.5))
+	p.Delay(faultproxy.Both, 0)
+}
+
+func (n *nemesis) reset() { n.someone().proxy.Cut() }
+
+// loseReply lets a request of a kind through and nothing back after it.
+func (n *nemesis) loseReply(request string, handOver bool) {
+	var lost atomic.Pointer[proc]
+	happened := make(chan struct{})
+	clients := n.c.running()
+	for _, p := range clients {
+		p.proxy.OnData(func(d faultproxy.Direction, data []byte) {
+			if d == faultproxy.ToServer && bytes.Contains(data, []byte(request)) && lost.CompareAndSwap(nil, p) {
+				p.proxy.Freeze(faultproxy.ToClient)
+				close(happened)
+			}
+		})
+	}
+	for end := time.Now().Add(patience); lost.Load() == nil; {
+		if holder, _ := n.c.awaitHolder(0); handOver {
+			holder.tell("release")
+		}
+		select {
+		case <-happened:
+			time.Sleep(n.someTime(0.3, 1.5))
+		case <-time.After(n.ttl): // it may have been lost meanwhile
+		}
+		if time.Now().After(end) {
+			n.c.t.Fatalf("no request has %q", request)
+		}
+	}
+	for _, p := range clients {
+		p.proxy.OnData(func(faultproxy.Direction, []byte) {})
+	}
+	if p := lost.Load(); p != nil {
+		p.proxy.Unfreeze(faultproxy.ToClient)
+	}
+}
+
+// setClock steps the server's clock, or changes its rate, and steps it back.
+func (n *nemesis) setClock(offset string) {
+	n.writeClock(offset)
+	time.Sleep(n.someTime(0.5, 1.5))
+	holder, _ := n.c.awaitHolder(0)
+	holder.signal(syscall.SIGSTOP) // there is a takeover, by that clock
+	time.Sleep(n.someTime(1, 2))
+	holder.signal(syscall.SIGCONT)
+	n.writeClock("+0")
+}
+
+func (n *nemesis) writeClock(offset string) {
+	next := n.clock + ".new"
+	if err := os.WriteFile(next, []byte(offset+"\n"), 0o644); err != nil {
+		n.c.t.Fatal(err)
+	}
+	if err := os.Rename(next, n.clock); err != nil {
+		n.c.t.Fatal(err)
+	}
+}
+
+// fullPool has the holder lose its connection while it has none to spare.
+func (n *nemesis) fullPool() {
+	p, _ := n.c.awaitHolder(0)
+	d := n.someTime(1, 2)
+	p.tell("fill " + d.String())
+	time.Sleep(d / 4)
+	_, _ = n.c.admin.Exec("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1 AND query LIKE '%baldur_lease%'", p.cfg.Name)
+	time.Sleep(d)
+}
+
+// cancelSync has commits wait for a standby that does not exist, and cancels
+// them: they are committed all the same, with a warning.
+func (n *nemesis) cancelSync() {
+	n.set("ALTER SYSTEM SET synchronous_standby_names = 'missing'")
+	for end := time.Now().Add(n.someTime(0.5, 1.5)); time.Now().Before(end); time.Sleep(n.ttl / 50) {
+		_, _ = n.c.admin.Exec("SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
+	}
+	n.set("ALTER SYSTEM RESET synchronous_standby_names")
+}
+
+func (n *nemesis) set(setting string) {
+	n.c.poll(setting, func() bool {
+		_, err := n.c.admin.Exec(setting)
+		if err == nil {
+			_, err = n.c.admin.Exec("SELECT pg_reload_conf()")
+		}
+		return err == nil
+	})
+}
+
+// libfaketime returns the path of the library that steps a program's clock, ""
+// if it is not installed (Debian: faketime).
+func libfaketime() string {
+	found, _ := filepath.Glob("/usr/lib/*/faketime/libfaketime.so.1")
+	if len(found) == 0 {
+		return ""
+	}
+	return found[0]
+}

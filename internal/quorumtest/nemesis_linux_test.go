@@ -1,0 +1,217 @@
+package quorumtest
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/baldur-go/baldur/internal/pgserver"
+	"github.com/baldur-go/baldur/internal/pgtest"
+)
+
+// The environment of a run.
+const (
+	envElections = "BALDUR_NEMESIS_ELECTIONS" // how many, at least
+	envSeed      = "BALDUR_NEMESIS_SEED"
+)
+
+const ttl = 600 * time.Millisecond // of TestNemesis' lease
+
+// elections returns how many a run is to see.
+func elections(t *testing.T) int {
+	if s := os.Getenv(envElections); s != "" {
+		n, err := strconv.Atoi(s)
+		if err != nil {
+			t.Fatalf("%s: %v", envElections, err)
+		}
+		return n
+	}
+	if os.Getenv("CI") != "" && !raceDetector {
+		return 300
+	}
+	return 40
+}
+
+func seed(t *testing.T) uint64 {
+	seed := rand.Uint64()
+	if s := os.Getenv(envSeed); s != "" {
+		var err error
+		if seed, err = strconv.ParseUint(s, 10, 64); err != nil {
+			t.Fatalf("%s: %v", envSeed, err)
+		}
+	}
+	t.Logf("%s=%d (the order of the faults and their lengths; not how the processes meet)", envSeed, seed)
+	return seed
+}
+
+func self(t testing.TB) string {
+	t.Helper()
+	program, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return program
+}
+
+// stage is a server whose clock can be stepped, if libfaketime is there; clock is
+// the file that does it.
+func stage(t *testing.T) (server *pgserver.Server, clock string) {
+	settings := []string{"synchronous_commit=on", "max_connections=100"}
+	lib := libfaketime()
+	if lib == "" {
+		if os.Getenv("CI") != "" {
+			t.Fatal("libfaketime is not installed (Debian: apt-get install faketime)")
+		}
+		t.Log("libfaketime is not installed (Debian: apt-get install faketime): the server's clock is not stepped")
+		return pgtest.Server(t, settings...), ""
+	}
+	dir, err := os.MkdirTemp("/tmp", "baldur-clock-") // t.TempDir is closed to the server's user
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	clock = filepath.Join(dir, "offset")
+	if err := os.WriteFile(clock, []byte("+0\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	env := []string{"LD_PRELOAD=" + lib, "FAKETIME_TIMESTAMP_FILE=" + clock, "FAKETIME_NO_CACHE=1", "DONT_FAKE_MONOTONIC=1"}
+	return pgtest.ServerEnv(t, env, settings...), clock
+}
+
+// TestNemesis holds elections while everything fails, and then looks at what has
+// happened: see README.md.
+func TestNemesis(t *testing.T) {
+	want, seed := elections(t), seed(t)
+	server, clock := stage(t)
+	c := newCluster(t, server, "nemesis", self(t))
+	n := &nemesis{c: c, rand: rand.New(rand.NewPCG(seed, 0)), ttl: ttl, clock: clock}
+	started := 0
+	base := clientConfig{
+		Region: "one", TTL: ttl, Margin: ttl / 10, Attempt: ttl / 5,
+		MaxOpen: 4, Writes: true, Sample: 200 * time.Microsecond,
+	}
+	n.spawn = func(cfg clientConfig) *proc {
+		started++
+		cfg.Name, cfg.Seed = fmt.Sprintf("client-%d", started), n.rand.Uint64()
+		return c.start(cfg)
+	}
+	n.spawn(base)
+	n.spawn(base)
+	base.Region, base.Manual = "two", true
+	n.spawn(base)
+
+	began, deck := time.Now(), []fault(nil)
+	for {
+		n.handOvers()
+		if got, _ := c.elections(); got >= want {
+			break
+		}
+		if len(deck) == 0 {
+			deck = slices.Clone(faults)
+			n.rand.Shuffle(len(deck), func(i, j int) { deck[i], deck[j] = deck[j], deck[i] })
+		}
+		f := deck[0]
+		deck = deck[1:]
+		if clock == "" && strings.HasPrefix(f.name, "clock") {
+			continue
+		}
+		t.Logf("%v: %s", time.Since(began).Round(time.Millisecond), f.name)
+		s := span{what: f.name, from: monotonic()}
+		f.do(n)
+		s.to = monotonic()
+		n.spans = append(n.spans, s)
+	}
+	took := time.Since(began)
+	h := c.finish()
+	for _, p := range h.check(true) {
+		t.Error(p)
+	}
+	n.figures(h, took)
+	if t.Failed() {
+		t.Log(c.report())
+	}
+}
+
+// handOvers has the holder release the lease some times.
+func (n *nemesis) handOvers() {
+	for range 1 + n.rand.IntN(4) {
+		p, epoch := n.c.awaitHolder(0)
+		s := span{what: "hand-over", from: monotonic()}
+		p.tell("release")
+		n.c.awaitHolder(epoch)
+		s.to = monotonic()
+		n.spans = append(n.spans, s)
+		time.Sleep(n.someTime(0, 0.3))
+	}
+}
+
+// figures logs how long there was no primary, by what had happened. It is an
+// error only beyond all reason, since machines stand still, too.
+func (n *nemesis) figures(h *history, took time.Duration) {
+	t := n.c.t
+	times := map[string][]float64{}
+	counts := map[string]int{}
+	for _, s := range n.spans {
+		counts[s.what]++
+	}
+	var end int64
+	for i, b := range h.sure() {
+		if i > 0 && b.From > end {
+			what, without := n.blame(end, b.From)
+			times[what] = append(times[what], float64(without)/float64(ttl))
+			if without > 10*2*ttl {
+				t.Errorf("%s: there was no primary for %v, not counting the time that the fault lasted", what, without)
+			}
+		}
+		end = max(end, b.To)
+	}
+	elections, _ := n.c.elections()
+	writes, ops := 0, 0
+	for _, e := range h.events {
+		switch e.Kind {
+		case "write":
+			writes++
+		case "acquire", "renew", "verify", "release":
+			ops++
+		}
+	}
+	t.Logf("%d elections in %v; %d guarded writes confirmed; %d operations checked by porcupine; without a primary, in TTLs, beside the fault's own time:", elections, took.Round(time.Second), writes, ops)
+	for _, what := range slices.Sorted(maps.Keys(counts)) {
+		v := times[what]
+		slices.Sort(v)
+		line := fmt.Sprintf("%-26s %5d times", what, counts[what])
+		if len(v) > 0 {
+			line += fmt.Sprintf(", %5d gaps: median %.3f, longest %.3f", len(v), v[len(v)/2], v[len(v)-1])
+		}
+		t.Log(line)
+	}
+}
+
+// blame returns what was going on last when there was no primary, and for how
+// much of that time it did not last. A fault has effects for a TTL and a half after it.
+func (n *nemesis) blame(from, to int64) (what string, without time.Duration) {
+	what, without = "?", time.Duration(to-from)
+	for _, s := range n.spans {
+		if s.from < to && from < s.to+int64(ttl*3/2) {
+			what = s.what
+			without = time.Duration(to - from)
+			if what != "hand-over" {
+				without -= time.Duration(max(0, min(to, s.to)-max(from, s.from)))
+			}
+			if from >= s.from && from < s.to && what != "hand-over" {
+				break
+			}
+		}
+	}
+	return what, without
+}

@@ -1,0 +1,5 @@
+//go:build race
+
+package quorumtest
+
+const raceDetector = true
