@@ -51,9 +51,11 @@ type clientConfig struct {
 	MaxOpen      int           // of its pool
 	Migrate      bool          // make the lease table, and end
 	Manual       bool          // call TryAcquirePrimary and RenewLease rather than StartAutoRenew
-	Idle         bool          // take no lease until told to
+	Deaf         bool          // no LISTEN
 	Writes       bool          // guarded transactions all the time
-	Sample       time.Duration // pause between two samples of IsPrimary; 0: none
+	Sample       time.Duration // pause between two samples of IsPrimary; 0: none, as fast as it can
+	Procs        int           // GOMAXPROCS; 0: the default
+	FenceIdle    time.Duration // how long a guarded transaction may be idle; 0: the default
 	OpenTx       bool          // its driver begins the next transaction when it ends one
 	Jumps        bool          // its clock jumps when told to
 	Seed         uint64
@@ -111,14 +113,15 @@ type client struct {
 	out *bufio.Writer
 
 	open *sql.Tx // of txbegin
-
-	writes int64
 }
 
 func clientMain(config string) (err error) {
 	c := &client{end: make(chan struct{}), out: bufio.NewWriter(os.Stdout)}
 	if err := json.Unmarshal([]byte(config), &c.cfg); err != nil {
 		return err
+	}
+	if c.cfg.Procs > 0 {
+		runtime.GOMAXPROCS(c.cfg.Procs)
 	}
 	if c.db, err = c.openPool(); err != nil {
 		return err
@@ -137,6 +140,12 @@ func clientMain(config string) (err error) {
 	}
 	if c.cfg.Jumps {
 		opts = append(opts, baldur.WithQuorumClock(func() time.Duration { return time.Duration(monotonic() + c.jump.Load()) }))
+	}
+	if c.cfg.Deaf {
+		opts = append(opts, baldur.WithoutNotify())
+	}
+	if c.cfg.FenceIdle > 0 {
+		opts = append(opts, baldur.WithFenceIdleTimeout(c.cfg.FenceIdle))
 	}
 	if c.q, err = baldur.NewPGQuorum(c.db, c.cfg.Region, opts...); err != nil {
 		return err
@@ -159,17 +168,13 @@ func (c *client) openPool() (*sql.DB, error) {
 }
 
 func (c *client) start() {
-	if c.cfg.Sample > 0 {
-		c.wg.Go(c.sample)
-	}
+	c.wg.Go(c.sample)
 	if c.cfg.Writes {
 		c.wg.Go(c.write)
 	}
-	switch {
-	case c.cfg.Idle:
-	case c.cfg.Manual:
+	if c.cfg.Manual {
 		c.wg.Go(c.drive)
-	default:
+	} else {
 		c.q.StartAutoRenew()
 	}
 }
@@ -232,6 +237,7 @@ func (c *client) sample() {
 	defer runtime.UnlockOSThread()
 	var now event     // the belief that is open; Kind "": none
 	var told int64    // when it was told last
+	var points []event
 	var seen struct { // the lease as it was seen last
 		epoch   int64
 		expires time.Time
@@ -263,10 +269,17 @@ func (c *client) sample() {
 			c.tell(now)
 			told = before
 		case is:
-			c.tell(event{Kind: "point", From: before, To: after})
+			if len(points) < 1000 {
+				points = append(points, event{Kind: "point", From: before, To: after})
+			}
+			continue // at once: this does not last
 		default:
 			closeNow()
 		}
+		for _, p := range points {
+			c.tell(p)
+		}
+		points = nil
 		if ok2 && (l2.Epoch != seen.epoch || !l2.ExpiresAt.Equal(seen.expires)) {
 			kind := "renew"
 			if l2.Epoch != seen.epoch {
@@ -275,7 +288,9 @@ func (c *client) sample() {
 			seen.epoch, seen.expires = l2.Epoch, l2.ExpiresAt
 			c.tell(event{Kind: kind, From: c.sentAt(l2), To: monotonic(), Epoch: l2.Epoch, LeaseID: l2.LeaseID})
 		}
-		time.Sleep(c.cfg.Sample)
+		if c.cfg.Sample > 0 {
+			time.Sleep(c.cfg.Sample)
+		}
 	}
 	closeNow()
 }
@@ -376,8 +391,6 @@ func (c *client) obey(input io.Reader) {
 		switch command {
 		case "release":
 			c.wg.Go(func() { c.release(func() error { return c.q.ReleaseLease(context.Background()) }) })
-		case "campaign":
-			c.q.StartAutoRenew()
 		case "fill":
 			c.wg.Go(func() { c.fillPool(d) })
 		case "jump":

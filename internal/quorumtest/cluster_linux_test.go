@@ -217,16 +217,6 @@ func (c *cluster) report() string {
 	return b.String()
 }
 
-// holder returns the client that believes, nil if there is none; it needs c.mu.
-func (c *cluster) holderLocked() *proc {
-	for _, p := range c.procs {
-		if p.now.Kind == "belief" {
-			return p
-		}
-	}
-	return nil
-}
-
 // awaitHolder waits for a primary of an epoch above one.
 func (c *cluster) awaitHolder(above int64) (p *proc, epoch int64) {
 	c.t.Helper()

@@ -3,10 +3,11 @@ package quorumtest
 import (
 	"context"
 	"database/sql/driver"
+	"errors"
 	"io"
 )
 
-// openTxConnector is lib/pq as a driver without autocommit: each statement is
+// openTxConnector is lib/pq as a driver without autocommit: each query is
 // committed, and the next transaction begun at once, so that now() is as old as
 // the statement before.
 type openTxConnector struct{ driver.Connector }
@@ -16,12 +17,33 @@ func (c openTxConnector) Connect(ctx context.Context) (driver.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return openTxConn{conn}, nil
+	return &openTxConn{Conn: conn}, nil
 }
 
-type openTxConn struct{ driver.Conn }
+type openTxConn struct {
+	driver.Conn
+	inTx bool // in one of the program's own
+}
 
-func (c openTxConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
+// BeginTx takes the transaction that has begun already.
+func (c *openTxConn) BeginTx(ctx context.Context, _ driver.TxOptions) (driver.Tx, error) {
+	c.inTx = true
+	return openTx{c}, c.next(ctx)
+}
+
+type openTx struct{ conn *openTxConn }
+
+func (t openTx) Commit() error {
+	t.conn.inTx = false
+	return t.conn.next(context.Background())
+}
+
+func (t openTx) Rollback() error {
+	t.conn.inTx = false
+	return errors.Join(t.conn.exec(context.Background(), "ROLLBACK"), t.conn.exec(context.Background(), "BEGIN"))
+}
+
+func (c *openTxConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
 	rows, err := c.Conn.(driver.QueryerContext).QueryContext(ctx, query, args)
 	if err != nil {
 		return nil, err
@@ -38,26 +60,25 @@ func (c openTxConn) QueryContext(ctx context.Context, query string, args []drive
 	if err != io.EOF {
 		return nil, err
 	}
+	if c.inTx {
+		return all, nil
+	}
 	return all, c.next(ctx)
 }
 
-func (c openTxConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
-	result, err := c.Conn.(driver.ExecerContext).ExecContext(ctx, query, args)
-	if err != nil {
-		return nil, err
-	}
-	return result, c.next(ctx)
+func (c *openTxConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
+	return c.Conn.(driver.ExecerContext).ExecContext(ctx, query, args)
+}
+
+func (c *openTxConn) exec(ctx context.Context, query string) error {
+	_, err := c.ExecContext(ctx, query, nil)
+	return err
 }
 
 // next commits, and begins the next transaction. The first COMMIT of a
 // connection finds none, which is a warning.
-func (c openTxConn) next(ctx context.Context) error {
-	for _, query := range []string{"COMMIT", "BEGIN"} {
-		if _, err := c.Conn.(driver.ExecerContext).ExecContext(ctx, query, nil); err != nil {
-			return err
-		}
-	}
-	return nil
+func (c *openTxConn) next(ctx context.Context) error {
+	return errors.Join(c.exec(ctx, "COMMIT"), c.exec(ctx, "BEGIN"))
 }
 
 type storedRows struct {

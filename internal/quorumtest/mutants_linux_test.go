@@ -1,0 +1,182 @@
+package quorumtest
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/baldur-go/baldur/internal/pgtest"
+)
+
+// edit replaces a text of a file of package baldur that must be there once.
+type edit struct{ file, old, new string }
+
+// mutants are the mistakes that others have made, seeded into baldur.
+var mutants = []struct {
+	name     string
+	scenario string
+	edits    []edit
+}{
+	{"deadline counted from the reply", "late reply", []edit{{
+		"quorum_pg.go",
+		"if !q.extend(t, sent) {",
+		"if !q.extend(t, received) {",
+	}}},
+	{"now() for clock_timestamp()", "old transaction", []edit{{
+		"quorum_sql.go",
+		"renewed_at=pg_catalog.clock_timestamp(), expires_at=pg_catalog.clock_timestamp()+%d*",
+		"renewed_at=pg_catalog.now(), expires_at=pg_catalog.now()+%d*",
+	}}},
+	{"release of whatever there is", "release carried out late", []edit{{
+		"quorum_sql.go",
+		`return w.update(ctx, id, epoch, "lease_id=NULL, expires_at=pg_catalog.clock_timestamp()")`,
+		`return w.ask(ctx, func() string {
+			return fmt.Sprintf("WITH u AS (UPDATE %[1]s l SET renew_seq=l.renew_seq+1, lease_id=NULL WHERE l.name=%[2]s RETURNING l.*, pg_catalog.pg_notify(%[3]s,''))"+leaseReply,
+				w.link.table, w.name(), w.channel())
+		})`,
+	}}},
+	{"renew and release by region", "release carried out late", []edit{{
+		"quorum_sql.go",
+		"AND l.lease_id=%[4]s AND l.epoch=%[5]d RETURNING",
+		"AND l.region=%[4]s AND %[5]d>0 RETURNING",
+	}, {
+		"quorum_sql.go",
+		"set, pq.QuoteLiteral(id), epoch,",
+		"set, pq.QuoteLiteral(w.cfg.region), epoch,",
+	}}},
+	{"lease id of the region", "two of one region", []edit{{
+		"quorum_pg.go",
+		"id: rand.Text(),",
+		`id: cfg.region + rand.Text()[:0],`,
+	}}},
+	{"fence by a plain SELECT", "paused in a guarded transaction", []edit{{
+		"quorum_fence.go",
+		`"SELECT epoch%s FROM %s WHERE %s FOR KEY SHARE"`,
+		`"SELECT epoch%s FROM %s WHERE %s"`,
+	}}},
+	{"no unique index", "paused in a guarded transaction", []edit{{
+		"quorum_migrate.go",
+		"CREATE UNIQUE INDEX IF NOT EXISTS ` + leaseTable + `_fence ON ` + leaseTable + ` (name, epoch);",
+		"` + `",
+	}}},
+	{"belief ended by a timer", "holder stopped and resumed", []edit{{
+		"quorum_term.go",
+		"return t != nil && q.now() < t.deadline",
+		"return t != nil",
+	}}},
+}
+
+// TestMutants: a scenario finds no fault with baldur, and finds the mistake that
+// was seeded.
+func TestMutants(t *testing.T) {
+	if raceDetector {
+		t.Skip("the mutants are built without the race detector: this test would do the same twice")
+	}
+	root, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := pgtest.Server(t, "synchronous_commit=on")
+	databases := 0
+	play := func(t *testing.T, scenario, bin string) problems {
+		databases++
+		c := newCluster(t, server, fmt.Sprintf("mutant%d", databases), bin)
+		scenarios[scenario](c)
+		return c.finish().check(true)
+	}
+	// They are built beside the scenarios, one after the other.
+	built := make([]chan string, len(mutants))
+	dir := t.TempDir()
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for i := range mutants {
+		built[i] = make(chan string, 1)
+	}
+	done := make(chan struct{})
+	t.Cleanup(func() { <-done })
+	go func() {
+		defer close(done)
+		for i, m := range mutants {
+			bin := filepath.Join(dir, fmt.Sprintf("mutant%d", i))
+			if err := buildMutant(root, bin, m.edits); err != nil {
+				t.Errorf("%s: %v", m.name, err)
+			} else {
+				built[i] <- bin
+			}
+			close(built[i])
+		}
+	}()
+	good := map[string]bool{}
+	for i, m := range mutants {
+		if !good[m.scenario] {
+			good[m.scenario] = true
+			t.Run("unchanged/"+m.scenario, func(t *testing.T) {
+				for _, p := range play(t, m.scenario, self(t)) {
+					t.Error(p)
+				}
+			})
+		}
+		t.Run(m.name, func(t *testing.T) {
+			bin := <-built[i]
+			if bin == "" {
+				t.FailNow()
+			}
+			// Processes may meet in another way than the scenario means them to.
+			for range 3 {
+				if found := play(t, m.scenario, bin); len(found) > 0 {
+					t.Logf("caught: %s", found[0])
+					return
+				}
+			}
+			t.Error("not caught")
+		})
+	}
+}
+
+// buildMutant builds this test program, as which the clients run, on baldur with
+// the edits.
+func buildMutant(root, bin string, edits []edit) error {
+	texts := map[string]string{}
+	for _, e := range edits {
+		path := filepath.Join(root, e.file)
+		if _, ok := texts[path]; !ok {
+			text, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			texts[path] = string(text)
+		}
+		if n := strings.Count(texts[path], e.old); n != 1 {
+			return fmt.Errorf("%s has %d times, and must have once: %s", e.file, n, e.old)
+		}
+		texts[path] = strings.Replace(texts[path], e.old, e.new, 1)
+	}
+	var overlay struct{ Replace map[string]string }
+	overlay.Replace = map[string]string{}
+	for path, text := range texts {
+		to := bin + "-" + filepath.Base(path)
+		if err := os.WriteFile(to, []byte(text), 0o644); err != nil {
+			return err
+		}
+		overlay.Replace[path] = to
+	}
+	content, err := json.Marshal(overlay)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(bin+".json", content, 0o644); err != nil {
+		return err
+	}
+	cmd := exec.Command("go", "test", "-c", "-vet=off", "-overlay", bin+".json", "-o", bin, "./internal/quorumtest")
+	cmd.Dir = root
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%w\n%s", err, bytes.TrimSpace(out))
+	}
+	return nil
+}

@@ -1,0 +1,175 @@
+package quorumtest
+
+import (
+	"bytes"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/baldur-go/baldur/internal/faultproxy"
+)
+
+// The lease of the scenarios: as little margin as can be, and answers may come as
+// late as can be.
+const (
+	scenarioTTL = time.Second
+	lateAnswer  = 200 * time.Millisecond
+)
+
+func scenarioClient(name string) clientConfig {
+	return clientConfig{
+		Name: name, Region: "one", TTL: scenarioTTL, Margin: scenarioTTL / 100, Attempt: lateAnswer + 40*time.Millisecond,
+		MaxOpen: 4, Sample: 200 * time.Microsecond,
+	}
+}
+
+// scenarios are each what one mistake shows in. Whatever is right stays right in them.
+var scenarios = map[string]func(*cluster){
+	"late reply":                      lateReply,
+	"old transaction":                 oldTransaction,
+	"release carried out late":        lateRelease,
+	"two of one region":               oneRegion,
+	"paused in a guarded transaction": pausedInTransaction,
+	"holder stopped and resumed":      stoppedHolder,
+}
+
+// isRenewal tells that data are a request to renew.
+func isRenewal(data []byte) bool {
+	return bytes.Contains(data, []byte("renew_seq=l.renew_seq+1, renewed_at="))
+}
+
+// silence lets the first renewals through, the last of them with a late answer,
+// and nothing from the next one on; it returns then.
+func (p *proc) silence(renewals int64, late time.Duration) {
+	silent := make(chan struct{})
+	var n atomic.Int64
+	p.proxy.OnData(func(d faultproxy.Direction, data []byte) {
+		if d != faultproxy.ToServer || !isRenewal(data) {
+			return
+		}
+		switch n.Add(1) {
+		case renewals:
+			p.proxy.Delay(faultproxy.ToClient, late)
+		case renewals + 1:
+			p.proxy.Freeze(faultproxy.Both)
+			close(silent)
+		}
+	})
+	select {
+	case <-silent:
+	case <-time.After(patience / 10): // it has lost the lease before
+		p.proxy.Freeze(faultproxy.Both)
+	}
+	p.proxy.Delay(faultproxy.ToClient, 0)
+}
+
+func (p *proc) endSilence() {
+	p.proxy.Cut()
+	p.proxy.Unfreeze(faultproxy.Both)
+}
+
+// lasts waits until a client has believed for a time.
+func (p *proc) lasts(epoch int64, d time.Duration) {
+	p.c.t.Helper()
+	p.c.until(p.cfg.Name+" believes for "+d.String(), func() bool {
+		b := p.beliefs[epoch]
+		return b.To-b.From > int64(d) || b.Over
+	})
+}
+
+// lateReply: the holder's last renewal is answered late, and then the network is
+// silent.
+func lateReply(c *cluster) {
+	cfg := scenarioClient("a")
+	cfg.Deaf = true // answers are one packet
+	a := c.start(cfg)
+	_, epoch := c.awaitHolder(0)
+	c.start(scenarioClient("b")).has("ready", 1)
+	a.silence(2, lateAnswer)
+	b, next := c.awaitHolder(epoch)
+	b.lasts(next, scenarioTTL/4)
+	a.endSilence()
+}
+
+// oldTransaction: the holder's driver puts each statement into a transaction that
+// has begun when the one before it ended. Then the network is silent, and the
+// clock of the candidate jumps: the server's clock must hold it.
+func oldTransaction(c *cluster) {
+	cfg := scenarioClient("a")
+	cfg.OpenTx = true
+	a := c.start(cfg)
+	_, epoch := c.awaitHolder(0)
+	cfg = scenarioClient("b")
+	cfg.Jumps = true
+	b := c.start(cfg)
+	b.has("ready", 1)
+	a.silence(4, 0)
+	b.tell("jump " + (scenarioTTL * 6 / 5).String())
+	_, next := c.awaitHolder(epoch)
+	b.lasts(next, scenarioTTL/4)
+	a.endSilence()
+}
+
+// lateRelease: a release reaches the server when another one holds the lease,
+// whose network is silent so that it does not hear of that.
+func lateRelease(c *cluster) {
+	a := c.start(scenarioClient("a"))
+	_, epoch := c.awaitHolder(0)
+	c.start(scenarioClient("b")).has("ready", 1)
+	c.start(scenarioClient("c")).has("ready", 1)
+	a.proxy.OnData(func(d faultproxy.Direction, data []byte) {
+		if d == faultproxy.ToServer && bytes.Contains(data, []byte("lease_id=NULL")) {
+			a.proxy.Freeze(faultproxy.ToServer)
+		}
+	})
+	a.tell("release")
+	b, epoch := c.awaitHolder(epoch)
+	b.proxy.Freeze(faultproxy.ToClient)
+	a.proxy.Unfreeze(faultproxy.ToServer)
+	next, epoch := c.awaitHolder(epoch)
+	next.lasts(epoch, scenarioTTL/4)
+	b.proxy.Cut()
+	b.proxy.Unfreeze(faultproxy.ToClient)
+}
+
+// oneRegion: a second process of the holder's region begins.
+func oneRegion(c *cluster) {
+	a := c.start(scenarioClient("a"))
+	_, epoch := c.awaitHolder(0)
+	c.start(scenarioClient("b")).has("ready", 1)
+	c.untilIn(scenarioTTL*3/2, func() bool { return a.now.Epoch != epoch })
+}
+
+// pausedInTransaction: the holder is stopped in a guarded transaction, and
+// commits when another one has the lease.
+func pausedInTransaction(c *cluster) {
+	cfg := scenarioClient("a")
+	cfg.FenceIdle = 2 * scenarioTTL
+	a := c.start(cfg)
+	_, epoch := c.awaitHolder(0)
+	cfg = scenarioClient("b")
+	cfg.Writes = true
+	c.start(cfg).has("ready", 1)
+	a.tell("txbegin")
+	a.has("opened", 1)
+	a.signal(syscall.SIGSTOP)
+	b, next := c.awaitHolder(epoch)
+	b.lasts(next, scenarioTTL/20)
+	a.tell("txend")
+	a.signal(syscall.SIGCONT)
+	a.has("closed", 1)
+}
+
+// stoppedHolder: the holder is stopped until another one has the lease.
+func stoppedHolder(c *cluster) {
+	cfg := scenarioClient("a")
+	cfg.Sample, cfg.Procs = 0, 1 // so that it asks when it is stopped, and before all else when it goes on
+	a := c.start(cfg)
+	_, epoch := c.awaitHolder(0)
+	c.start(scenarioClient("b")).has("ready", 1)
+	a.signal(syscall.SIGSTOP)
+	b, next := c.awaitHolder(epoch)
+	b.lasts(next, scenarioTTL/20)
+	a.signal(syscall.SIGCONT)
+	b.lasts(next, scenarioTTL/4)
+}
