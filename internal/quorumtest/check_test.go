@@ -16,11 +16,11 @@ type problems []string
 func (p *problems) add(format string, args ...any) { *p = append(*p, fmt.Sprintf(format, args...)) }
 
 // check applies all checkers. Where a failover has lost commits, what the
-// server says is not complete, and is left out.
+// clients were told may not be there, and that it is is left out.
 func (h *history) check(lossless bool) problems {
-	p := slices.Concat(h.checkOverlap(), h.checkEpochs())
+	p := slices.Concat(h.checkOverlap(), h.checkEpochs(), h.checkGrants(), h.checkCommits())
 	if lossless {
-		p = slices.Concat(p, h.checkGrants(), h.checkCommits(), h.checkRegister())
+		p = slices.Concat(p, h.checkConfirmed(), h.checkRegister())
 	}
 	return p
 }
@@ -84,10 +84,8 @@ func (h *history) checkEpochs() (found problems) {
 	return found
 }
 
-// checkGrants: in the order of their commits the epochs grow, and each belief is
-// in one that was granted to it.
+// checkGrants: in the order of their commits the epochs grow.
 func (h *history) checkGrants() (found problems) {
-	leases := map[int64]string{}
 	last := int64(math.MinInt64)
 	for _, c := range h.commits {
 		if c.kind != "grant" {
@@ -97,43 +95,49 @@ func (h *history) checkGrants() (found problems) {
 			found.add("epoch %s was granted after epoch %s", epochText(c.epoch), epochText(last))
 		}
 		last = c.epoch
-		leases[c.epoch] = c.leaseID
-	}
-	for _, b := range h.beliefs {
-		if leases[b.Epoch] != b.LeaseID {
-			found.add("%s believes in epoch %s, which was not granted to it", b.client, epochText(b.Epoch))
-		}
 	}
 	return found
 }
 
 // checkCommits: in the order of their commits no guarded write is of another
-// epoch than the last granted one, and what a client was told is committed is there.
+// epoch than the last granted one.
 func (h *history) checkCommits() (found problems) {
+	current := int64(math.MinInt64)
+	for _, c := range h.commits {
+		switch {
+		case c.kind == "grant":
+			current = c.epoch
+		case c.epoch < current:
+			found.add("write %d of %s, of epoch %s, was committed after epoch %s was granted", c.n, c.client, epochText(c.epoch), epochText(current))
+		case c.epoch > current:
+			found.add("write %d of %s is of epoch %s, which was not granted", c.n, c.client, epochText(c.epoch))
+		}
+	}
+	return found
+}
+
+// checkConfirmed: each belief is in an epoch that was granted to it, and what a
+// client was told is committed is there.
+func (h *history) checkConfirmed() (found problems) {
 	type id struct {
 		client string
 		n      int64
 	}
-	epochs := map[id]int64{}
-	current := int64(math.MinInt64)
+	grants, writes := map[int64]string{}, map[id]int64{}
 	for _, c := range h.commits {
 		if c.kind == "grant" {
-			current = c.epoch
-			continue
+			grants[c.epoch] = c.leaseID
+		} else {
+			writes[id{c.client, c.n}] = c.epoch
 		}
-		epochs[id{c.client, c.n}] = c.epoch
-		if c.epoch < current {
-			found.add("write %d of %s, of epoch %s, was committed after epoch %s was granted", c.n, c.client, epochText(c.epoch), epochText(current))
-		}
-		if c.epoch > current {
-			found.add("write %d of %s is of epoch %s, which was not granted", c.n, c.client, epochText(c.epoch))
+	}
+	for _, b := range h.beliefs {
+		if grants[b.Epoch] != b.LeaseID {
+			found.add("%s believes in epoch %s, which was not granted to it", b.client, epochText(b.Epoch))
 		}
 	}
 	for _, e := range h.events {
-		if e.Kind != "write" {
-			continue
-		}
-		if epoch, ok := epochs[id{e.client, e.N}]; !ok || epoch != e.Epoch {
+		if epoch, ok := writes[id{e.client, e.N}]; e.Kind == "write" && (!ok || epoch != e.Epoch) {
 			found.add("write %d of %s, of epoch %s, was confirmed and is not there", e.N, e.client, epochText(e.Epoch))
 		}
 	}

@@ -235,8 +235,8 @@ func (c *client) pause(d time.Duration) {
 func (c *client) sample() {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	var now event     // the belief that is open; Kind "": none
-	var told int64    // when it was told last
+	var now event  // the belief that is open; Kind "": none
+	var told int64 // when it was told last
 	var points []event
 	var seen struct { // the lease as it was seen last
 		epoch   int64

@@ -57,7 +57,7 @@ func (p *proc) silence(renewals int64, late time.Duration) {
 	})
 	select {
 	case <-silent:
-	case <-time.After(patience / 10): // it has lost the lease before
+	case <-time.After(3 * scenarioTTL): // it has lost the lease before
 		p.proxy.Freeze(faultproxy.Both)
 	}
 	p.proxy.Delay(faultproxy.ToClient, 0)

@@ -1,0 +1,103 @@
+package quorumtest
+
+import (
+	"fmt"
+	"os"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/baldur-go/baldur/internal/pgtest"
+)
+
+// TestFailover replaces the server by its asynchronous standby, again and again:
+// one time the standby has all, the next time it has lost the last takeovers. The
+// old server is dead before the standby is promoted.
+func TestFailover(t *testing.T) {
+	rounds := 2
+	if os.Getenv("CI") != "" && !raceDetector || os.Getenv(envElections) != "" {
+		rounds = 6
+	}
+	c := newCluster(t, pgtest.Server(t, "synchronous_commit=on", "max_connections=100"), "failover", self(t))
+	for i := range 3 {
+		c.start(clientConfig{
+			Name: fmt.Sprintf("client-%d", i+1), Region: "one", TTL: ttl, Margin: ttl / 10, Attempt: ttl / 5,
+			MaxOpen: 4, Writes: true, Sample: 200 * time.Microsecond, Manual: i == 0,
+		})
+	}
+	c.awaitHolder(0)
+	lost := 0
+	for round := range rounds {
+		if c.failOver(round%2 == 0) {
+			lost++
+		}
+	}
+	h := c.finish()
+	for _, p := range h.check(false) {
+		t.Error(p)
+	}
+	if lost == 0 {
+		t.Error("no failover has lost a takeover")
+	}
+	elections, _ := c.elections()
+	t.Logf("%d elections, %d failovers, %d of which have lost takeovers", elections, rounds, lost)
+}
+
+// failOver puts a standby in the server's place, and returns whether a takeover
+// was lost by that.
+func (c *cluster) failOver(lose bool) bool {
+	t := c.t
+	t.Helper()
+	standby, err := c.server.Standby(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := standby.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	var walsender int
+	c.poll("the standby streams", func() bool {
+		return c.admin.QueryRow("SELECT pid FROM pg_stat_replication WHERE state = 'streaming' AND replay_lsn >= pg_current_wal_lsn() - 16384").Scan(&walsender) == nil
+	})
+	if lose {
+		_ = syscall.Kill(walsender, syscall.SIGSTOP)
+		// Its socket may hold what it has sent: the takeovers after that are lost.
+		for range 2 {
+			p, epoch := c.awaitHolder(0)
+			p.tell("release")
+			c.awaitHolder(epoch)
+		}
+	}
+	_, top := c.elections()
+	_ = syscall.Kill(c.server.PostmasterPID(), syscall.SIGKILL)
+	_ = syscall.Kill(walsender, syscall.SIGKILL) // a stopped one does not see that
+	if err := c.server.Crash(); err != nil {
+		t.Fatal(err)
+	}
+	if err := standby.Promote(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	c.server = standby
+	c.openAdmin()
+	var known int64
+	if err := c.admin.QueryRow("SELECT epoch FROM baldur_lease").Scan(&known); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range c.running() {
+		p.proxy.Retarget(standby.Addr())
+	}
+	// Whoever believes may go on; a takeover must succeed, too.
+	p, epoch := c.awaitHolder(0)
+	c.untilIn(3*ttl, func() bool { return p.now.Epoch != epoch })
+	p, epoch = c.awaitHolder(top - 1)
+	p.tell("release")
+	_, epoch = c.awaitHolder(max(epoch, top))
+	var timeline int64
+	if err := c.admin.QueryRow("SELECT timeline_id FROM pg_control_checkpoint()").Scan(&timeline); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("timeline %d: the standby knew of epoch %s, the last one was %s, the next one is %s", timeline, epochText(known), epochText(top), epochText(epoch))
+	return known < top
+}
