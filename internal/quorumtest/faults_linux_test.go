@@ -49,9 +49,9 @@ var faults = []fault{
 	{"freeze both", func(n *nemesis) { n.freeze(faultproxy.Both) }},
 	{"delay", (*nemesis).delay},
 	{"reset", (*nemesis).reset},
-	{"lose reply to acquire", func(n *nemesis) { n.loseReply("acquired_at=", true) }},
-	{"lose reply to renew", func(n *nemesis) { n.loseReply("renew_seq=l.renew_seq+1, renewed_at=", false) }},
-	{"lose reply to release", func(n *nemesis) { n.loseReply("lease_id=NULL", true) }},
+	{"lose reply to acquire", func(n *nemesis) { n.loseReply(acquireRequest, true) }},
+	{"lose reply to renew", func(n *nemesis) { n.loseReply(renewRequest, false) }},
+	{"lose reply to release", func(n *nemesis) { n.loseReply(releaseRequest, true) }},
 	{"clock forward", func(n *nemesis) { n.setClock("+30") }},
 	{"clock back", func(n *nemesis) { n.setClock("-45") }},
 	{"clock x2", func(n *nemesis) { n.setClock("+0 x2") }},
@@ -151,6 +151,17 @@ func (n *nemesis) delay() {
 
 func (n *nemesis) reset() { n.someone().proxy.Cut() }
 
+// What the requests to the witness have in them, but for spaces.
+const (
+	acquireRequest = "acquired_at=pg_catalog"
+	renewRequest   = "renew_seq=l.renew_seq+1,renewed_at="
+	releaseRequest = "renew_seq=l.renew_seq+1,lease_id=NULL"
+)
+
+func isRequest(data []byte, request string) bool {
+	return bytes.Contains(bytes.ReplaceAll(data, []byte(" "), nil), []byte(request))
+}
+
 // loseReply lets a request of a kind through and nothing back after it.
 func (n *nemesis) loseReply(request string, handOver bool) {
 	var lost atomic.Pointer[proc]
@@ -158,7 +169,7 @@ func (n *nemesis) loseReply(request string, handOver bool) {
 	clients := n.c.running()
 	for _, p := range clients {
 		p.proxy.OnData(func(d faultproxy.Direction, data []byte) {
-			if d == faultproxy.ToServer && bytes.Contains(data, []byte(request)) && lost.CompareAndSwap(nil, p) {
+			if d == faultproxy.ToServer && isRequest(data, request) && lost.CompareAndSwap(nil, p) {
 				p.proxy.Freeze(faultproxy.ToClient)
 				close(happened)
 			}

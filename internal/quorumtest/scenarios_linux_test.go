@@ -1,7 +1,6 @@
 package quorumtest
 
 import (
-	"bytes"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -23,8 +22,10 @@ func scenarioClient(name string) clientConfig {
 	}
 }
 
-// scenarios are each what one mistake shows in. Whatever is right stays right in them.
-var scenarios = map[string]func(*cluster){
+// scenarios are each what one mistake shows in. Whatever is right stays right in
+// them. They tell whether all went as it was meant to: on a slow machine a lease
+// may be lost before its time.
+var scenarios = map[string]func(*cluster) bool{
 	"late reply":                      lateReply,
 	"old transaction":                 oldTransaction,
 	"release carried out late":        lateRelease,
@@ -33,18 +34,13 @@ var scenarios = map[string]func(*cluster){
 	"holder stopped and resumed":      stoppedHolder,
 }
 
-// isRenewal tells that data are a request to renew.
-func isRenewal(data []byte) bool {
-	return bytes.Contains(data, []byte("renew_seq=l.renew_seq+1, renewed_at="))
-}
-
 // silence lets the first renewals through, the last of them with a late answer,
-// and nothing from the next one on; it returns then.
-func (p *proc) silence(renewals int64, late time.Duration) {
+// and nothing from the next one on; it returns then. It is false if there was none.
+func (p *proc) silence(renewals int64, late time.Duration) (ok bool) {
 	silent := make(chan struct{})
 	var n atomic.Int64
 	p.proxy.OnData(func(d faultproxy.Direction, data []byte) {
-		if d != faultproxy.ToServer || !isRenewal(data) {
+		if d != faultproxy.ToServer || !isRequest(data, renewRequest) {
 			return
 		}
 		switch n.Add(1) {
@@ -57,10 +53,12 @@ func (p *proc) silence(renewals int64, late time.Duration) {
 	})
 	select {
 	case <-silent:
+		ok = true
 	case <-time.After(3 * scenarioTTL): // it has lost the lease before
 		p.proxy.Freeze(faultproxy.Both)
 	}
 	p.proxy.Delay(faultproxy.ToClient, 0)
+	return ok
 }
 
 func (p *proc) endSilence() {
@@ -79,22 +77,23 @@ func (p *proc) lasts(epoch int64, d time.Duration) {
 
 // lateReply: the holder's last renewal is answered late, and then the network is
 // silent.
-func lateReply(c *cluster) {
+func lateReply(c *cluster) bool {
 	cfg := scenarioClient("a")
 	cfg.Deaf = true // answers are one packet
 	a := c.start(cfg)
 	_, epoch := c.awaitHolder(0)
 	c.start(scenarioClient("b")).has("ready", 1)
-	a.silence(2, lateAnswer)
+	ok := a.silence(2, lateAnswer)
 	b, next := c.awaitHolder(epoch)
 	b.lasts(next, scenarioTTL/4)
 	a.endSilence()
+	return ok
 }
 
 // oldTransaction: the holder's driver puts each statement into a transaction that
 // has begun when the one before it ended. Then the network is silent, and the
 // clock of the candidate jumps: the server's clock must hold it.
-func oldTransaction(c *cluster) {
+func oldTransaction(c *cluster) bool {
 	cfg := scenarioClient("a")
 	cfg.OpenTx = true
 	a := c.start(cfg)
@@ -103,23 +102,26 @@ func oldTransaction(c *cluster) {
 	cfg.Jumps = true
 	b := c.start(cfg)
 	b.has("ready", 1)
-	a.silence(4, 0)
+	ok := a.silence(4, 0)
 	b.tell("jump " + (scenarioTTL * 6 / 5).String())
 	_, next := c.awaitHolder(epoch)
 	b.lasts(next, scenarioTTL/4)
 	a.endSilence()
+	return ok
 }
 
 // lateRelease: a release reaches the server when another one holds the lease,
 // whose network is silent so that it does not hear of that.
-func lateRelease(c *cluster) {
+func lateRelease(c *cluster) bool {
 	a := c.start(scenarioClient("a"))
 	_, epoch := c.awaitHolder(0)
 	c.start(scenarioClient("b")).has("ready", 1)
 	c.start(scenarioClient("c")).has("ready", 1)
+	var held atomic.Bool
 	a.proxy.OnData(func(d faultproxy.Direction, data []byte) {
-		if d == faultproxy.ToServer && bytes.Contains(data, []byte("lease_id=NULL")) {
+		if d == faultproxy.ToServer && isRequest(data, releaseRequest) {
 			a.proxy.Freeze(faultproxy.ToServer)
+			held.Store(true)
 		}
 	})
 	a.tell("release")
@@ -130,19 +132,20 @@ func lateRelease(c *cluster) {
 	next.lasts(epoch, scenarioTTL/4)
 	b.proxy.Cut()
 	b.proxy.Unfreeze(faultproxy.ToClient)
+	return held.Load()
 }
 
 // oneRegion: a second process of the holder's region begins.
-func oneRegion(c *cluster) {
+func oneRegion(c *cluster) bool {
 	a := c.start(scenarioClient("a"))
 	_, epoch := c.awaitHolder(0)
 	c.start(scenarioClient("b")).has("ready", 1)
-	c.untilIn(scenarioTTL*3/2, func() bool { return a.now.Epoch != epoch })
+	return !c.untilIn(scenarioTTL*3/2, func() bool { return a.now.Epoch != epoch })
 }
 
 // pausedInTransaction: the holder is stopped in a guarded transaction, and
 // commits when another one has the lease.
-func pausedInTransaction(c *cluster) {
+func pausedInTransaction(c *cluster) bool {
 	cfg := scenarioClient("a")
 	cfg.FenceIdle = 2 * scenarioTTL
 	a := c.start(cfg)
@@ -158,10 +161,11 @@ func pausedInTransaction(c *cluster) {
 	a.tell("txend")
 	a.signal(syscall.SIGCONT)
 	a.has("closed", 1)
+	return true
 }
 
 // stoppedHolder: the holder is stopped until another one has the lease.
-func stoppedHolder(c *cluster) {
+func stoppedHolder(c *cluster) bool {
 	cfg := scenarioClient("a")
 	cfg.Sample, cfg.Procs = 0, 1 // so that it asks when it is stopped, and before all else when it goes on
 	a := c.start(cfg)
@@ -172,4 +176,5 @@ func stoppedHolder(c *cluster) {
 	b.lasts(next, scenarioTTL/20)
 	a.signal(syscall.SIGCONT)
 	b.lasts(next, scenarioTTL/4)
+	return true
 }
