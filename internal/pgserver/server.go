@@ -302,6 +302,7 @@ func (s *Server) startLocked(ctx context.Context) error {
 		"logging_collector=off",
 		"log_destination=stderr",
 		"lc_messages=C",
+		"dynamic_shared_memory_type=mmap", // in the data directory: a crash leaves the others in the kernel
 	} {
 		args = append(args, "-c", setting)
 	}

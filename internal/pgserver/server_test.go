@@ -371,6 +371,9 @@ func TestStopAfterCrash(t *testing.T) {
 	if !exists() {
 		t.Fatalf("segment %s of a running server is not in %s", segment, table)
 	}
+	if maps, _ := os.ReadFile(fmt.Sprintf("/proc/%d/maps", s.PostmasterPID())); strings.Contains(string(maps), "/dev/shm/PostgreSQL") {
+		t.Errorf("the server has shared memory that stays after a crash:\n%s", maps)
+	}
 	if err := s.Crash(); err != nil {
 		t.Fatal(err)
 	}
