@@ -50,7 +50,8 @@ type proc struct {
 	log   bytes.Buffer  // what it logs; read it after done
 	done  chan struct{} // closed when it has ended
 
-	started, ended int64 // monotonic; ended 0: it runs
+	halfOpen       chan struct{} // if set, its network outlives it until this is closed
+	started, ended int64         // monotonic; ended 0: it runs
 	events         []event
 	beliefs        map[int64]event // by epoch, the latest
 	now            event           // the last event of a belief or its loss
@@ -128,6 +129,9 @@ func (c *cluster) start(cfg clientConfig) *proc {
 		}
 		p.read(out)
 		_ = p.cmd.Wait()
+		if p.halfOpen != nil {
+			<-p.halfOpen
+		}
 		_ = proxy.Close()
 		c.note(func() { p.ended, p.now = monotonic(), event{} })
 	}()
@@ -201,6 +205,11 @@ func (c *cluster) poll(what string, f func() bool) {
 			c.t.Fatalf("after %v: not so: %s\n%s", patience, what, c.report())
 		}
 	}
+}
+
+// logged tells whether a client has logged a text. They have ended.
+func (c *cluster) logged(text string) bool {
+	return slices.ContainsFunc(c.procs, func(p *proc) bool { return strings.Contains(p.log.String(), text) })
 }
 
 // report is what each client has logged last.

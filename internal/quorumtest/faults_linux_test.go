@@ -43,6 +43,7 @@ var faults = []fault{
 	{"stop server", (*nemesis).stopServer},
 	{"stop holder", (*nemesis).stopHolder},
 	{"kill -9 holder", (*nemesis).killHolder},
+	{"kill -9 holder, half-open", (*nemesis).killHolderHalfOpen},
 	{"terminate connections", (*nemesis).terminate},
 	{"freeze to server", func(n *nemesis) { n.freeze(faultproxy.ToServer) }},
 	{"freeze to client", func(n *nemesis) { n.freeze(faultproxy.ToClient) }},
@@ -53,7 +54,7 @@ var faults = []fault{
 	{"lose reply to renew", func(n *nemesis) { n.loseReply(renewRequest, false) }},
 	{"lose reply to release", func(n *nemesis) { n.loseReply(releaseRequest, true) }},
 	{"clock forward", func(n *nemesis) { n.setClock("+30") }},
-	{"clock back", func(n *nemesis) { n.setClock("-45") }},
+	{"clock back", func(n *nemesis) { n.setClock("-40") }},
 	{"clock x2", func(n *nemesis) { n.setClock("+0 x2") }},
 	{"full pool", (*nemesis).fullPool},
 	{"cancel synchronous wait", (*nemesis).cancelSync},
@@ -123,6 +124,19 @@ func (n *nemesis) killHolder() {
 	p, _ := n.c.awaitHolder(0)
 	p.kill()
 	n.spawn(p.cfg)
+}
+
+// killHolderHalfOpen has the server think that the holder still runs, and keep
+// what its transactions lock.
+func (n *nemesis) killHolderHalfOpen() {
+	p, _ := n.c.awaitHolder(0)
+	p.halfOpen = make(chan struct{})
+	p.proxy.Freeze(faultproxy.Both)
+	p.signal(syscall.SIGKILL)
+	n.spawn(p.cfg)
+	time.Sleep(n.someTime(1, 3))
+	close(p.halfOpen)
+	<-p.done
 }
 
 func (n *nemesis) terminate() {
@@ -199,12 +213,26 @@ func (n *nemesis) loseReply(request string, handOver bool) {
 // setClock steps the server's clock, or changes its rate, and steps it back.
 func (n *nemesis) setClock(offset string) {
 	n.writeClock(offset)
+	if ahead := n.clockAhead(); strings.HasSuffix(offset, "0") && ahead > -time.Second && ahead < time.Second {
+		n.c.t.Errorf("the server's clock is at %v after a step by %s s", ahead, offset)
+	}
 	time.Sleep(n.someTime(0.5, 1.5))
 	holder, _ := n.c.awaitHolder(0)
 	holder.signal(syscall.SIGSTOP) // there is a takeover, by that clock
 	time.Sleep(n.someTime(1, 2))
 	holder.signal(syscall.SIGCONT)
 	n.writeClock("+0")
+}
+
+// clockAhead is how far the server's clock is ahead of this one.
+func (n *nemesis) clockAhead() (d time.Duration) {
+	n.c.poll("the server tells the time", func() bool {
+		var us int64
+		err := n.c.admin.QueryRow("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint").Scan(&us)
+		d = time.Until(time.UnixMicro(us))
+		return err == nil
+	})
+	return d
 }
 
 func (n *nemesis) writeClock(offset string) {

@@ -142,6 +142,16 @@ func TestNemesis(t *testing.T) {
 	}
 }
 
+// traces are what the clients log when a fault has met them, which is almost each
+// time.
+var traces = map[string]string{
+	"full pool":               "beside the pool",
+	"cancel synchronous wait": "with a warning",
+	"lose reply to acquire":   "request=acquire unknown=true",
+	"lose reply to renew":     "request=renew unknown=true",
+	"lose reply to release":   "request=release unknown=true",
+}
+
 // handOvers has the holder release the lease some times.
 func (n *nemesis) handOvers() {
 	for range 1 + n.rand.IntN(4) {
@@ -175,8 +185,18 @@ func (n *nemesis) figures(h *history, took time.Duration) {
 		}
 		end = max(end, b.To)
 	}
+	for fault, trace := range traces {
+		if counts[fault] >= 3 && !n.c.logged(trace) {
+			t.Errorf("%s: no client has logged %q: does it still have an effect?", fault, trace)
+		}
+	}
 	elections, _ := n.c.elections()
-	writes, ops := 0, 0
+	writes, ops, unheard := 0, 0, -elections
+	for _, c := range h.commits {
+		if c.kind == "grant" {
+			unheard++
+		}
+	}
 	for _, e := range h.events {
 		switch e.Kind {
 		case "write":
@@ -185,7 +205,7 @@ func (n *nemesis) figures(h *history, took time.Duration) {
 			ops++
 		}
 	}
-	t.Logf("%d elections in %v; %d guarded writes confirmed; %d operations checked by porcupine; without a primary, in TTLs, beside the fault's own time:", elections, took.Round(time.Second), writes, ops)
+	t.Logf("%d elections in %v, and %d acquisitions that nobody was told of; %d guarded writes confirmed; %d operations checked by porcupine; without a primary, in TTLs, beside the fault's own time:", elections, took.Round(time.Second), unheard, writes, ops)
 	for _, what := range slices.Sorted(maps.Keys(counts)) {
 		v := times[what]
 		slices.Sort(v)
