@@ -95,7 +95,7 @@ func (c *cluster) failOver(lose bool) bool {
 	p.tell("release")
 	_, epoch = c.awaitHolder(max(epoch, top))
 	var timeline int64
-	if err := c.admin.QueryRow("SELECT timeline_id FROM pg_control_checkpoint()").Scan(&timeline); err != nil {
+	if err := c.admin.QueryRow(`SELECT ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::bigint`).Scan(&timeline); err != nil {
 		t.Fatal(err)
 	}
 	t.Logf("timeline %d: the standby knew of epoch %s, the last one was %s, the next one is %s", timeline, epochText(known), epochText(top), epochText(epoch))
