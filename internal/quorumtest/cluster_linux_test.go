@@ -84,7 +84,7 @@ func (c *cluster) openAdmin() {
 		_ = c.admin.Close()
 	}
 	var err error
-	if c.admin, err = sql.Open("postgres", c.server.SocketDSN(c.dbname)); err != nil {
+	if c.admin, err = sql.Open("postgres", c.server.SocketDSN(c.dbname)+"&connect_timeout=5"); err != nil {
 		c.t.Fatal(err)
 	}
 	c.admin.SetMaxIdleConns(0) // so that nothing is left of a server that has crashed

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -21,7 +20,7 @@ type nemesis struct {
 	c     *cluster
 	rand  *rand.Rand
 	ttl   time.Duration
-	clock string // the file that libfaketime reads; "": there is none
+	clock *serverClock // nil: it cannot be stepped
 	spawn func(clientConfig) *proc
 	spans []span
 }
@@ -53,9 +52,9 @@ var faults = []fault{
 	{"lose reply to acquire", func(n *nemesis) { n.loseReply(acquireRequest, true) }},
 	{"lose reply to renew", func(n *nemesis) { n.loseReply(renewRequest, false) }},
 	{"lose reply to release", func(n *nemesis) { n.loseReply(releaseRequest, true) }},
-	{"clock forward", func(n *nemesis) { n.setClock("+30") }},
-	{"clock back", func(n *nemesis) { n.setClock("-40") }},
-	{"clock x2", func(n *nemesis) { n.setClock("+0 x2") }},
+	{"clock forward", func(n *nemesis) { n.setClock(30*time.Second, false) }},
+	{"clock back", func(n *nemesis) { n.setClock(-40*time.Second, false) }},
+	{"clock x2", func(n *nemesis) { n.setClock(0, true) }},
 	{"full pool", (*nemesis).fullPool},
 	{"cancel synchronous wait", (*nemesis).cancelSync},
 }
@@ -210,18 +209,19 @@ func (n *nemesis) loseReply(request string, handOver bool) {
 	}
 }
 
-// setClock steps the server's clock, or changes its rate, and steps it back.
-func (n *nemesis) setClock(offset string) {
-	n.writeClock(offset)
-	if ahead := n.clockAhead(); strings.HasSuffix(offset, "0") && ahead > -time.Second && ahead < time.Second {
-		n.c.t.Errorf("the server's clock is at %v after a step by %s s", ahead, offset)
-	}
+// setClock steps the server's clock, or doubles its rate, has a takeover happen
+// by it, and steps it back.
+func (n *nemesis) setClock(ahead time.Duration, double bool) {
+	n.clock.set(ahead, double)
 	time.Sleep(n.someTime(0.5, 1.5))
+	if got := n.clockAhead() - ahead; double && got < n.ttl/2 || !double && (got > time.Second || got < -time.Second) {
+		n.c.t.Errorf("the server's clock is ahead by %v when it was set to %v (double %v)", got+ahead, ahead, double)
+	}
 	holder, _ := n.c.awaitHolder(0)
-	holder.signal(syscall.SIGSTOP) // there is a takeover, by that clock
+	holder.signal(syscall.SIGSTOP)
 	time.Sleep(n.someTime(1, 2))
 	holder.signal(syscall.SIGCONT)
-	n.writeClock("+0")
+	n.clock.set(0, false)
 }
 
 // clockAhead is how far the server's clock is ahead of this one.
@@ -233,16 +233,6 @@ func (n *nemesis) clockAhead() (d time.Duration) {
 		return err == nil
 	})
 	return d
-}
-
-func (n *nemesis) writeClock(offset string) {
-	next := n.clock + ".new"
-	if err := os.WriteFile(next, []byte(offset+"\n"), 0o644); err != nil {
-		n.c.t.Fatal(err)
-	}
-	if err := os.Rename(next, n.clock); err != nil {
-		n.c.t.Fatal(err)
-	}
 }
 
 // fullPool has the holder lose its connection while it has none to spare.
@@ -273,14 +263,4 @@ func (n *nemesis) set(setting string) {
 		}
 		return err == nil
 	})
-}
-
-// libfaketime returns the path of the library that steps a program's clock, ""
-// if it is not installed (Debian: faketime).
-func libfaketime() string {
-	found, _ := filepath.Glob("/usr/lib/*/faketime/libfaketime.so.1")
-	if len(found) == 0 {
-		return ""
-	}
-	return found[0]
 }

@@ -5,15 +5,11 @@ import (
 	"maps"
 	"math/rand/v2"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/baldur-go/baldur/internal/pgserver"
-	"github.com/baldur-go/baldur/internal/pgtest"
 )
 
 // The environment of a run.
@@ -60,39 +56,11 @@ func self(t testing.TB) string {
 	return program
 }
 
-// stage is a server whose clock can be stepped, if libfaketime is there; clock is
-// the file that does it.
-func stage(t *testing.T) (server *pgserver.Server, clock string) {
-	settings := []string{"synchronous_commit=on", "max_connections=100"}
-	lib := libfaketime()
-	if lib == "" {
-		if os.Getenv("CI") != "" {
-			t.Fatal("libfaketime is not installed (Debian: apt-get install faketime)")
-		}
-		t.Log("libfaketime is not installed (Debian: apt-get install faketime): the server's clock is not stepped")
-		return pgtest.Server(t, settings...), ""
-	}
-	dir, err := os.MkdirTemp("/tmp", "baldur-clock-") // t.TempDir is closed to the server's user
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	if err := os.Chmod(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	clock = filepath.Join(dir, "offset")
-	if err := os.WriteFile(clock, []byte("+0\n"), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	env := []string{"LD_PRELOAD=" + lib, "FAKETIME_TIMESTAMP_FILE=" + clock, "FAKETIME_NO_CACHE=1", "DONT_FAKE_MONOTONIC=1"}
-	return pgtest.ServerEnv(t, env, settings...), clock
-}
-
 // TestNemesis holds elections while everything fails, and then looks at what has
 // happened: see README.md.
 func TestNemesis(t *testing.T) {
 	want, seed := elections(t), seed(t)
-	server, clock := stage(t)
+	server, clock := clockedServer(t, "synchronous_commit=on", "max_connections=100")
 	c := newCluster(t, server, "nemesis", self(t))
 	n := &nemesis{c: c, rand: rand.New(rand.NewPCG(seed, 0)), ttl: ttl, clock: clock}
 	started := 0
@@ -122,7 +90,7 @@ func TestNemesis(t *testing.T) {
 		}
 		f := deck[0]
 		deck = deck[1:]
-		if clock == "" && strings.HasPrefix(f.name, "clock") {
+		if clock == nil && strings.HasPrefix(f.name, "clock") {
 			continue
 		}
 		t.Logf("%v: %s", time.Since(began).Round(time.Millisecond), f.name)
