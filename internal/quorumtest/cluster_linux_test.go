@@ -34,6 +34,7 @@ type cluster struct {
 	dbname string
 	admin  *sql.DB // of the database, over the socket
 	bin    string  // the client program
+	lossy  bool    // a failover has lost commits
 
 	mu      sync.Mutex    // guards the fields below, and the procs' events
 	changed chan struct{} // closed and replaced at each event

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/baldur-go/baldur/internal/pgserver"
 	"github.com/baldur-go/baldur/internal/pgtest"
 )
 
@@ -43,9 +44,9 @@ func TestFailover(t *testing.T) {
 	t.Logf("%d elections, %d failovers, %d of which have lost takeovers", elections, rounds, lost)
 }
 
-// failOver puts a standby in the server's place, and returns whether a takeover
-// was lost by that.
-func (c *cluster) failOver(lose bool) bool {
+// standby starts a standby, and returns it when it has all, with the process that
+// feeds it.
+func (c *cluster) standby() (standby *pgserver.Server, walsender int) {
 	t := c.t
 	t.Helper()
 	standby, err := c.server.Standby(t.Context())
@@ -57,20 +58,16 @@ func (c *cluster) failOver(lose bool) bool {
 			t.Error(err)
 		}
 	})
-	var walsender int
 	c.poll("the standby streams", func() bool {
-		return c.admin.QueryRow("SELECT pid FROM pg_stat_replication WHERE state = 'streaming' AND replay_lsn >= pg_current_wal_lsn() - 16384").Scan(&walsender) == nil
+		return c.admin.QueryRow("SELECT pid FROM pg_stat_replication WHERE state = 'streaming'").Scan(&walsender) == nil
 	})
-	if lose {
-		_ = syscall.Kill(walsender, syscall.SIGSTOP)
-		// Its socket may hold what it has sent: the takeovers after that are lost.
-		for range 2 {
-			p, epoch := c.awaitHolder(0)
-			p.tell("release")
-			c.awaitHolder(epoch)
-		}
-	}
-	_, top := c.elections()
+	return standby, walsender
+}
+
+// replaceBy ends the server, and puts the standby in its place.
+func (c *cluster) replaceBy(standby *pgserver.Server, walsender int) {
+	t := c.t
+	t.Helper()
 	_ = syscall.Kill(c.server.PostmasterPID(), syscall.SIGKILL)
 	_ = syscall.Kill(walsender, syscall.SIGKILL) // a stopped one does not see that
 	if err := c.server.Crash(); err != nil {
@@ -81,6 +78,25 @@ func (c *cluster) failOver(lose bool) bool {
 	}
 	c.server = standby
 	c.openAdmin()
+}
+
+// failOver puts a standby in the server's place, and returns whether a takeover
+// was lost by that.
+func (c *cluster) failOver(lose bool) bool {
+	t := c.t
+	t.Helper()
+	standby, walsender := c.standby()
+	if lose {
+		_ = syscall.Kill(walsender, syscall.SIGSTOP)
+		// Its socket may hold what it has sent: the takeovers after that are lost.
+		for range 2 {
+			p, epoch := c.awaitHolder(0)
+			p.tell("release")
+			c.awaitHolder(epoch)
+		}
+	}
+	_, top := c.elections()
+	c.replaceBy(standby, walsender)
 	var known int64
 	if err := c.admin.QueryRow("SELECT epoch FROM baldur_lease").Scan(&known); err != nil {
 		t.Fatal(err)

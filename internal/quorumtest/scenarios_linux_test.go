@@ -32,6 +32,7 @@ var scenarios = map[string]func(*cluster) bool{
 	"two of one region":               oneRegion,
 	"paused in a guarded transaction": pausedInTransaction,
 	"holder stopped and resumed":      stoppedHolder,
+	"lost takeover":                   lostTakeover,
 }
 
 // silence lets the first renewals through, the last of them with a late answer,
@@ -177,4 +178,31 @@ func stoppedHolder(c *cluster) bool {
 	a.signal(syscall.SIGCONT)
 	b.lasts(next, scenarioTTL/4)
 	return true
+}
+
+// lostTakeover: the server is replaced by a standby that has the lease free: the
+// takeover is lost, and the holder, who can reach no server, goes on believing.
+func lostTakeover(c *cluster) bool {
+	c.lossy = true
+	standby, walsender := c.standby()
+	a := c.start(scenarioClient("a"))
+	_, epoch := c.awaitHolder(0)
+	a.tell("release")
+	c.poll("the standby has the release", func() bool {
+		var caughtUp bool
+		err := c.admin.QueryRow("SELECT lease_id IS NULL AND (SELECT replay_lsn >= pg_current_wal_lsn() FROM pg_stat_replication) FROM baldur_lease").Scan(&caughtUp)
+		return err == nil && caughtUp
+	})
+	_ = syscall.Kill(walsender, syscall.SIGSTOP)
+	a.kill()
+	b := c.start(scenarioClient("b"))
+	if holder, _ := c.awaitHolder(epoch); holder != b {
+		return false
+	}
+	_, epoch = c.elections()
+	c.replaceBy(standby, walsender)
+	c.start(scenarioClient("c"))
+	next, epoch := c.awaitHolder(epoch)
+	next.lasts(epoch, scenarioTTL/4)
+	return next != b
 }
