@@ -48,6 +48,7 @@ type clientConfig struct {
 	DSN          string
 	TTL, Margin  time.Duration
 	Attempt      time.Duration
+	Renew        time.Duration // 0: the default
 	MaxOpen      int           // of its pool
 	Migrate      bool          // make the lease table, and end
 	Manual       bool          // call TryAcquirePrimary and RenewLease rather than StartAutoRenew
@@ -140,6 +141,9 @@ func clientMain(config string) (err error) {
 	}
 	if c.cfg.Jumps {
 		opts = append(opts, baldur.WithQuorumClock(func() time.Duration { return time.Duration(monotonic() + c.jump.Load()) }))
+	}
+	if c.cfg.Renew > 0 {
+		opts = append(opts, baldur.WithRenewInterval(c.cfg.Renew))
 	}
 	if c.cfg.Deaf {
 		opts = append(opts, baldur.WithoutNotify())

@@ -97,6 +97,7 @@ func lateReply(c *cluster) bool {
 func oldTransaction(c *cluster) bool {
 	cfg := scenarioClient("a")
 	cfg.OpenTx = true
+	cfg.Renew = scenarioTTL * 32 / 100 // so that the transactions are old
 	a := c.start(cfg)
 	_, epoch := c.awaitHolder(0)
 	cfg = scenarioClient("b")
