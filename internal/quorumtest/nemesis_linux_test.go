@@ -29,8 +29,11 @@ func elections(t *testing.T) int {
 		}
 		return n
 	}
-	if os.Getenv("CI") != "" && !raceDetector {
+	switch ci := os.Getenv("CI") != ""; {
+	case ci && !raceDetector:
 		return 300
+	case ci:
+		return 60
 	}
 	return 40
 }
