@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"sync"
 	"time"
+
+	"github.com/baldur-go/baldur/internal/hook"
 )
 
 const killEvery = 20 * time.Millisecond
@@ -19,7 +21,7 @@ func (l *link) killGuards(ctx context.Context) (stop func()) {
 	if l.cfg.killAfter == 0 || l.pid == 0 || !ok {
 		return func() {}
 	}
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancel := context.WithCancel(hook.Own(ctx))
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		select {

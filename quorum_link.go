@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/lib/pq"
+
+	"github.com/baldur-go/baldur/internal/hook"
 )
 
 // link is the connection that a quorum keeps: one of the pool, named in its
@@ -275,7 +277,7 @@ func (l *link) proveLocks(ctx context.Context) error {
 		if err := tx.QueryRowContext(own, try).Scan(&first); err != nil {
 			return err
 		}
-		otherErr = other.QueryRowContext(ctx, try).Scan(&second)
+		otherErr = other.QueryRowContext(hook.Own(ctx), try).Scan(&second)
 		return nil
 	})
 	if err != nil {
@@ -314,6 +316,7 @@ func (l *link) run(ctx context.Context, f func(context.Context) error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	ctx = hook.Own(ctx)
 	l.warned.Store(false)
 	if l.sock == nil {
 		return l.failed(f(ctx))

@@ -74,6 +74,29 @@ func TestReturnAudit(t *testing.T) {
 	}
 }
 
+// TestQuorumTraces: what a quorum asks its witness is in no trace; the guard of a
+// transaction, which is the program's, is.
+func TestQuorumTraces(t *testing.T) {
+	o := newTelemetry(t)
+	db := o.open(pgtest.DSN(t))
+	q := must(baldur.NewPGQuorum(db, "here"))
+	defer q.Close()
+	for range 2 { // it makes the table; and renews
+		if ok, err := q.TryAcquirePrimary(t.Context()); !ok || err != nil {
+			t.Fatal(ok, err)
+		}
+	}
+	if spans, _ := o.take(); len(spans) != 0 {
+		t.Errorf("got %v", spans)
+	}
+	tx := must(db.BeginTx(t.Context(), nil))
+	defer tx.Rollback()
+	must(q.RequirePrimary(t.Context(), tx))
+	if spans, _ := o.take(); len(spans) != 2 {
+		t.Errorf("got %v", spans)
+	}
+}
+
 // TestPGAdmin: the connection beside a full pool, by which a pooler is detected.
 func TestPGAdmin(t *testing.T) {
 	o := newTelemetry(t)
