@@ -123,7 +123,7 @@ func TestMutants(t *testing.T) {
 		if !good[m.scenario] {
 			good[m.scenario] = true
 			t.Run("unchanged/"+m.scenario, func(t *testing.T) {
-				for range 3 {
+				for range 8 {
 					found, asMeant := play(t, m.scenario, self(t))
 					for _, p := range found {
 						t.Error(p)
@@ -141,7 +141,7 @@ func TestMutants(t *testing.T) {
 				t.FailNow()
 			}
 			// Processes may meet in another way than the scenario means them to.
-			for range 3 {
+			for range 8 {
 				if found, _ := play(t, m.scenario, bin); len(found) > 0 {
 					t.Logf("caught: %s", found[0])
 					return
