@@ -87,7 +87,7 @@ func (q *PGQuorum) fenceTable() (string, error) {
 	if !ok {
 		return "", errors.New("baldur: there is no lease table")
 	}
-	if table := l.tableName.Load(); table != nil {
+	if table := l.table.Load(); table != nil {
 		return *table, nil
 	}
 	return "", ErrNotPrimary // it has never been connected

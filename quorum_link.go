@@ -34,14 +34,12 @@ type link struct {
 	inner  driver.Conn // its driver's own
 	beside *sql.DB     // conn's, if that is not of the pool
 	sock   *socket     // nil: the driver dials by itself
-	table  string      // quoted
 	pid    int         // of the server's process; 0: behind a pooler, or not known
 	listen bool        // LISTENs
 	proved bool        // the server's advisory locks lock
 
-	tableName atomic.Pointer[string] // table, for everyone; stays when the link is closed
-
-	warned atomic.Bool // a WARNING came during the statement
+	table  atomic.Pointer[string] // quoted; for everyone, and stays when the link is closed
+	warned atomic.Bool            // a WARNING came during the statement
 
 	mu      sync.Mutex    // guards the field below, and sock's read deadline while it is set
 	waiting bool          // in awaitReadable
@@ -194,8 +192,7 @@ func (l *link) examine(ctx context.Context) error {
 			}
 			return l.unfit(err.Error())
 		}
-		l.table = table.String
-		l.tableName.Store(&table.String)
+		l.table.Store(&table.String)
 		break
 	}
 	if pqPID(l.inner) != l.pid {

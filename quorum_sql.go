@@ -97,7 +97,7 @@ func (w pgWitness) fill(statement string, pairs ...string) string {
 	)
 	ttl := strconv.FormatInt(w.cfg.ttl.Milliseconds(), 10)
 	return strings.NewReplacer(append(pairs,
-		"{table}", w.link.table, "{name}", pq.QuoteLiteral(w.cfg.name), "{region}", pq.QuoteLiteral(w.cfg.region),
+		"{table}", *w.link.table.Load(), "{name}", pq.QuoteLiteral(w.cfg.name), "{region}", pq.QuoteLiteral(w.cfg.region),
 		"{channel}", pq.QuoteLiteral(leaseChannel(w.cfg.name)), "{key}", strconv.FormatInt(leaseLockKey(leaseTable+":"+w.cfg.name), 10),
 		"{ttl}", ttl, "{expiry}", "pg_catalog.clock_timestamp() + "+ttl+" * interval '1 ms'",
 		"{timeline}", timeline, "{system}", system, "{shift}", strconv.Itoa(timelineShift), "{durable}", durable)...).Replace(statement)
