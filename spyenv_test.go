@@ -234,6 +234,7 @@ func (e *env) on(name string) target {
 func (e *env) free() {
 	for _, f := range e.busy {
 		f()
+		e.wait() // a call may have ended the ctx of another transaction
 	}
 	e.busy = nil
 }
@@ -243,6 +244,7 @@ func (e *env) free() {
 func (e *env) freeTx(t target) {
 	if e.tx != nil && t == e.tx && e.txRows != nil {
 		e.txRows()
+		e.wait()
 		e.txRows = nil
 	}
 }
