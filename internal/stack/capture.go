@@ -19,29 +19,30 @@ func Capture() *Site {
 	if !walking {
 		return captureCallers(3) // skip runtime.Callers, captureCallers, Capture
 	}
-	// Zeroed, so that arrays are comparable beyond n.
-	var key stackKey
-	n, hash, rest := walk(&key, 0, 0, 0)
+	n, h, rest := walk(nil, 0, 0, 0)
 	if rest == 0 || n == maxFrames {
-		if e := sites.walked.find(&key, hash); e != nil && e.site != nil {
+		if e := sites.walked.find(h); e != nil && e.site != nil {
 			return e.site
 		}
 	}
-	return miss(&key, n, hash, rest)
+	// Once more: the stack is the same but for where it lies.
+	var key stackKey
+	n, h, rest = walk(&key, 0, 0, 0)
+	return miss(key[:n], h, rest)
 }
 
 // miss serves the paths that Capture cannot: new ones, and those the walk cannot be trusted with.
 //
 //go:noinline
-func miss(key *stackKey, n int, hash uint64, rest uintptr) *Site {
+func miss(key []uintptr, h fingerprint, rest uintptr) *Site {
 	const skip = 4 // runtime.Callers, the function that calls it, miss, Capture
 	whole := rest == 0
-	if !whole && n < maxFrames {
+	if !whole && len(key) < maxFrames {
 		// The chain leaves the goroutine's stack: a callback from C, whose frames lie elsewhere
 		// and whose Go callers the key lacks.
 		return captureCallers(skip)
 	}
-	if e := sites.walked.find(key, hash); e != nil {
+	if e := sites.walked.find(h); e != nil {
 		if e.site == nil {
 			return captureCallers(skip)
 		}
@@ -51,8 +52,8 @@ func miss(key *stackKey, n int, hash uint64, rest uintptr) *Site {
 		return &other
 	}
 	pcs := callers(skip)
-	covered, ok := agree(key[:n], whole, pcs)
-	if s := intern(&sites.walked, key, hash, slices.Clone(pcs[:covered]), ok); s != nil {
+	covered, ok := agree(key, whole, pcs)
+	if s := intern(&sites.walked, h, slices.Clone(pcs[:covered]), ok); s != nil {
 		return s
 	}
 	return captureCallers(skip)
@@ -62,14 +63,14 @@ func miss(key *stackKey, n int, hash uint64, rest uintptr) *Site {
 func captureCallers(skip int) *Site {
 	var key stackKey
 	n := runtime.Callers(skip, key[:])
-	hash := hashKey(key[:n])
-	if e := sites.called.find(&key, hash); e != nil {
+	h := fingerprintOf(key[:n])
+	if e := sites.called.find(h); e != nil {
 		return e.site
 	}
 	if sites.full.Load() {
 		return &other
 	}
-	return intern(&sites.called, &key, hash, slices.Clone(key[:n]), true)
+	return intern(&sites.called, h, slices.Clone(key[:n]), true)
 }
 
 // callers returns the innermost logical frames, enough for the physical frames of a key and whatever

@@ -86,9 +86,10 @@ var viaPointer nester = &deeper{}
 //go:noinline
 func compare() bool {
 	var key stackKey
-	n, hash, rest := walk(&key, 0, 0, 0)
+	n, h, rest := walk(&key, 0, 0, 0)
+	m, again, _ := walk(nil, 0, 0, 0)
 	covered, ok := agree(key[:n], rest == 0, callers(3)) // skip runtime.Callers, callers, compare
-	return ok && covered > 0 && hash == hashKey(key[:n]) && (rest == 0 || n == maxFrames)
+	return ok && covered > 0 && m == n && h == again && h == fingerprintOf(key[:n]) && (rest == 0 || n == maxFrames)
 }
 
 // findLayout finds the offsets in g by looking for the numbers of three goroutines, and proves

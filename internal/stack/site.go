@@ -66,7 +66,7 @@ var other Site
 // number of sites was reached. It has no frames.
 func Other() *Site { return &other }
 
-// sites holds every site, under two kinds of keys.
+// sites holds every site, under fingerprints of two kinds.
 var sites = struct {
 	walked table // by the return addresses that walk found
 	called table // by the program counters that runtime.Callers found
@@ -84,7 +84,7 @@ func init() {
 
 // SetMaxSites caps the number of sites at n, from 0; those which exist already remain. Above the
 // cap, call paths that have not been seen before yield Other, at the price of a hit. A site takes
-// about 1.2 kB, and about 1 kB more once Frames has been called. Safe for concurrent use.
+// about 1 kB, and about as much again once Frames has been called. Safe for concurrent use.
 func SetMaxSites(n int) {
 	sites.mu.Lock()
 	defer sites.mu.Unlock()
@@ -106,18 +106,18 @@ func All() iter.Seq[*Site] {
 	}
 }
 
-// intern returns the site of key in t, creating it if need be. If trusted is false, it records that
-// the walk must not be used on this path, and returns nil.
-func intern(t *table, key *stackKey, hash uint64, pcs []uintptr, trusted bool) *Site {
+// intern returns the site of a fingerprint in t, creating it if need be. If trusted is false, it
+// records that the walk must not be used on this path, and returns nil.
+func intern(t *table, h fingerprint, pcs []uintptr, trusted bool) *Site {
 	sites.mu.Lock()
 	defer sites.mu.Unlock()
-	if e := t.find(key, hash); e != nil {
+	if e := t.find(h); e != nil {
 		return e.site // another goroutine was faster
 	}
 	if sites.full.Load() {
 		return &other
 	}
-	e := &entry{key: *key, hash: hash}
+	e := &entry{fingerprint: h}
 	if trusted {
 		e.site = &Site{id: uint64(len(sites.all)) + 1, pcs: pcs}
 		sites.all = append(sites.all, e.site)

@@ -1,6 +1,9 @@
 package stack
 
-import "sync/atomic"
+import (
+	"math/bits"
+	"sync/atomic"
+)
 
 // maxFrames is the number of physical frames in a key. database/sql and a driver take about 9.
 const maxFrames = 32
@@ -8,15 +11,18 @@ const maxFrames = 32
 // stackKey holds the return addresses of a stack, innermost first, then zeros.
 type stackKey [maxFrames]uintptr
 
+// A fingerprint stands for a stack's return addresses, in 128 bits of two hashes. Two stacks with one
+// fingerprint would be taken for the same: see the package comment.
+type fingerprint struct{ a, b uint64 }
+
 // entry is immutable once it is in a table. It is apart from its Site so that recording into a
-// site's histogram does not take the key's cache lines from the other cores.
+// site's histogram does not take the entry's cache line from the other cores.
 type entry struct {
-	key  stackKey
-	hash uint64
+	fingerprint
 	site *Site // nil: the walk is not to be trusted on this path
 }
 
-// table maps keys to entries by open addressing. Lookups take no lock. Entries are never removed,
+// table maps fingerprints to entries by open addressing. Lookups take no lock. Entries are never removed,
 // so an empty slot ends a probe.
 type table struct {
 	slots atomic.Pointer[[]atomic.Pointer[entry]] // a power of two of slots, at most half full
@@ -30,22 +36,22 @@ func (t *table) init() {
 	t.slots.Store(&slots)
 }
 
-// find returns the entry of key, or nil. Keys are compared in full: equal hashes are not enough.
-func (t *table) find(key *stackKey, hash uint64) *entry {
+// find returns the entry of a fingerprint, or nil.
+func (t *table) find(h fingerprint) *entry {
 	slots := *t.slots.Load()
 	mask := uint64(len(slots) - 1)
-	for i := home(hash); ; i++ {
+	for i := h.home(); ; i++ {
 		e := slots[i&mask].Load()
-		if e == nil || e.hash == hash && e.key == *key {
+		if e == nil || e.fingerprint == h {
 			return e
 		}
 	}
 }
 
 // home folds the well-mixed high half of a multiplicative hash onto the low bits.
-func home(hash uint64) uint64 { return hash >> 32 }
+func (h fingerprint) home() uint64 { return h.a >> 32 }
 
-// insertLocked adds an entry whose key is not in the table.
+// insertLocked adds an entry whose fingerprint is not in the table.
 func (t *table) insertLocked(e *entry) {
 	slots := *t.slots.Load()
 	if t.used++; t.used*2 > len(slots) {
@@ -65,19 +71,20 @@ func (t *table) insertLocked(e *entry) {
 
 func place(slots []atomic.Pointer[entry], e *entry) {
 	mask := uint64(len(slots) - 1)
-	i := home(e.hash)
+	i := e.home()
 	for slots[i&mask].Load() != nil {
 		i++
 	}
 	slots[i&mask].Store(e)
 }
 
-// hashKey is walk's hash, for keys that come from runtime.Callers.
-func hashKey(pcs []uintptr) uint64 {
-	const k = 0x9E3779B97F4A7C15
-	h := uint64(k)
+// fingerprintOf is walk's, for addresses that come from runtime.Callers.
+func fingerprintOf(pcs []uintptr) fingerprint {
+	const k, l = 0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93
+	h := fingerprint{k, l}
 	for _, pc := range pcs {
-		h = (h ^ uint64(pc)) * k
+		h.a = (h.a ^ uint64(pc)) * k
+		h.b = bits.RotateLeft64((h.b^uint64(pc))*l, 32)
 	}
 	return h
 }

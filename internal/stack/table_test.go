@@ -10,16 +10,15 @@ import (
 	"unsafe"
 )
 
-// TestTable inserts many keys, some with equal hashes, and finds each again and no other.
+// TestTable inserts many fingerprints, some with one half in common, and finds each again and no other.
 func TestTable(t *testing.T) {
 	var tab table
 	tab.init()
 	rng := rand.New(rand.NewPCG(1, 1))
 	var entries []*entry
 	for i := range 5 * minSlots {
-		e := &entry{hash: rng.Uint64N(uint64(2*minSlots)) << 32, site: &Site{id: uint64(i)}}
-		e.key[i%maxFrames] = uintptr(i + 1)
-		if tab.find(&e.key, e.hash) != nil {
+		e := &entry{fingerprint{rng.Uint64N(uint64(2*minSlots)) << 32, uint64(i)}, &Site{id: uint64(i)}}
+		if tab.find(e.fingerprint) != nil {
 			t.Fatalf("entry %d is found before it is inserted", i)
 		}
 		tab.insertLocked(e)
@@ -29,21 +28,55 @@ func TestTable(t *testing.T) {
 		}
 	}
 	for i, e := range entries {
-		key := e.key // found by value, not by identity
-		if got := tab.find(&key, e.hash); got != e {
+		if got := tab.find(e.fingerprint); got != e {
 			t.Errorf("entry %d is not found", i)
 		}
-		if got := tab.find(&key, e.hash+1); got != nil {
-			t.Errorf("entry %d is found by a wrong hash", i)
-		}
-		key[(i+1)%maxFrames]++
-		if got := tab.find(&key, e.hash); got != nil {
-			t.Errorf("entry %d is found by a wrong key", i)
+		for _, h := range []fingerprint{{e.a + 1, e.b}, {e.a, e.b + 5*minSlots}} {
+			if got := tab.find(h); got != nil {
+				t.Errorf("entry %d is found by a wrong half", i)
+			}
 		}
 	}
 }
 
-// TestSpread makes sure that the keys of real paths do not crowd in one part of the table.
+// TestFingerprint: among a million stacks as alike as a program's are (two or three functions differ,
+// by a few bytes or by a power of two) no two have even one half of their fingerprints in common. Were
+// a half not as good as 64 random bits, some of the 2^39 pairs would.
+func TestFingerprint(t *testing.T) {
+	n := 1 << 20
+	if testing.Short() {
+		n = 1 << 17
+	}
+	rng := rand.New(rand.NewPCG(1, 6))
+	base := make([]uintptr, maxFrames)
+	for i := range base {
+		base[i] = 0x400000 + uintptr(rng.IntN(1<<24))
+	}
+	stacks := map[stackKey]bool{}
+	as, bs := map[uint64]bool{}, map[uint64]bool{}
+	for len(stacks) < n {
+		key := stackKey(base)
+		for range 2 + rng.IntN(2) {
+			i := rng.IntN(maxFrames)
+			if rng.IntN(2) == 0 {
+				key[i] += uintptr(rng.IntN(64))
+			} else {
+				key[i] ^= 1 << rng.IntN(28)
+			}
+		}
+		if stacks[key] {
+			continue
+		}
+		stacks[key] = true
+		h := fingerprintOf(key[:])
+		if as[h.a] || bs[h.b] {
+			t.Fatalf("%x has a half of another's fingerprint", key)
+		}
+		as[h.a], bs[h.b] = true, true
+	}
+}
+
+// TestSpread makes sure that real paths do not crowd in one part of the table.
 func TestSpread(t *testing.T) {
 	for i := range uint32(4096) {
 		fork(i, 12)
@@ -53,7 +86,7 @@ func TestSpread(t *testing.T) {
 	for i := range slots {
 		if e := slots[i].Load(); e != nil {
 			n++
-			probes += 1 + (i-int(home(e.hash)))&(len(slots)-1)
+			probes += 1 + (i-int(e.home()))&(len(slots)-1)
 		}
 	}
 	// Linear probing at half full takes 1.5 probes on average if the hash is perfect (Knuth 6.4).
@@ -117,32 +150,32 @@ func TestOther(t *testing.T) {
 // the cap is reached: the races that TestConcurrentSites may or may not hit.
 func TestIntern(t *testing.T) {
 	defer SetMaxSites(DefaultMaxSites)
-	key := stackKey{1, uintptr(runs.Add(1))}
-	first := intern(&sites.called, &key, 1, nil, true)
-	if again := intern(&sites.called, &key, 1, nil, true); again != first || first == nil {
-		t.Error("one key has two sites")
+	h := fingerprint{1, uint64(runs.Add(1))}
+	first := intern(&sites.called, h, nil, true)
+	if again := intern(&sites.called, h, nil, true); again != first || first == nil {
+		t.Error("one path has two sites")
 	}
-	if again := intern(&sites.called, &key, 1, nil, false); again != first {
-		t.Error("a trusted key lost its site")
+	if again := intern(&sites.called, h, nil, false); again != first {
+		t.Error("a trusted path lost its site")
 	}
-	key[0] = 2
+	h.a = 2
 	SetMaxSites(0)
-	if s := intern(&sites.called, &key, 1, nil, true); s != Other() {
+	if s := intern(&sites.called, h, nil, true); s != Other() {
 		t.Error("a site above the cap")
 	}
 }
 
 // TestBrokenChain makes sure that a walk which left the stack is neither served nor stored.
 func TestBrokenChain(t *testing.T) {
-	key := stackKey{1, 2, 3}
-	hash := hashKey(key[:3])
+	key := []uintptr{1, 2, 3}
+	h := fingerprintOf(key)
 	func() { // stands for Capture
-		s := miss(&key, 3, hash, 8)
+		s := miss(key, h, 8)
 		if n := len(s.Frames()); n < 2 || served(s) {
 			t.Errorf("%d frames, served by the walk: %v", n, served(s))
 		}
 	}()
-	if sites.walked.find(&key, hash) != nil {
+	if sites.walked.find(h) != nil {
 		t.Error("the broken chain is in the table")
 	}
 }
@@ -214,14 +247,14 @@ func TestNoAllocations(t *testing.T) {
 	}
 }
 
-// TestMemory holds the documented figures: SetMaxSites says 1.2 kB for a site of 32 frames.
+// TestMemory holds the documented figures: SetMaxSites says 1 kB for a site of 32 frames.
 func TestMemory(t *testing.T) {
 	if unsafe.Sizeof(uintptr(0)) < 8 {
 		t.Skip("figures are for 64 bits")
 	}
 	// In the allocator's size classes, with two slots in the table.
 	entry, site, pcs := unsafe.Sizeof(entry{}), unsafe.Sizeof(Site{}), uintptr(8*maxFrames)
-	if sum := entry + site + pcs + 4*8; sum > 1200 {
+	if sum := entry + site + pcs + 4*8; sum > 1000 {
 		t.Errorf("%d bytes: entry %d, site %d, counters %d", sum, entry, site, pcs)
 	}
 }

@@ -2,11 +2,11 @@
 
 #include "textflag.h"
 
-// func walk(key *[32]uintptr, fp, lo, hi uintptr) (n int, hash uint64, rest uintptr)
+// func walk(key *[32]uintptr, fp, lo, hi uintptr) (n int, h fingerprint, rest uintptr)
 //
 // A frame of 0 bytes pushes no frame pointer, so BP is still Capture's.
 // NOSPLIT assembly is neither preempted nor is its stack moved (preempt.go).
-TEXT ·walk(SB), NOSPLIT, $0-56
+TEXT ·walk(SB), NOSPLIT, $0-64
 	MOVQ  key+0(FP), DI
 	MOVQ  fp+8(FP), BX
 	MOVQ  lo+16(FP), SI
@@ -22,7 +22,9 @@ start:
 	SUBQ  $16, DX        // the last place for a frame pointer and a return address
 	XORL  CX, CX
 	MOVQ  $0x9E3779B97F4A7C15, R8
-	MOVQ  R8, R9
+	MOVQ  $0xD6E8FEB86659FD93, R9
+	MOVQ  R8, R10
+	MOVQ  R9, R11
 
 loop:
 	CMPQ  BX, SI         // the stack grows down: callers' frames are higher
@@ -32,9 +34,16 @@ loop:
 	TESTQ $7, BX
 	JNE   done
 	MOVQ  8(BX), AX      // the return address sits above the saved frame pointer
+	TESTQ DI, DI
+	JEQ   hash
 	MOVQ  AX, (DI)(CX*8)
-	XORQ  AX, R9         // hashed in the shadow of the next load
-	IMULQ R8, R9
+
+hash:
+	XORQ  AX, R10        // in the shadow of the next load
+	XORQ  AX, R11
+	IMULQ R8, R10
+	IMULQ R9, R11
+	ROLQ  $32, R11
 	MOVQ  BX, SI
 	MOVQ  (BX), BX
 	INCQ  CX
@@ -43,8 +52,9 @@ loop:
 
 done:
 	MOVQ CX, n+32(FP)
-	MOVQ R9, hash+40(FP)
-	MOVQ BX, rest+48(FP)
+	MOVQ R10, h_a+40(FP)
+	MOVQ R11, h_b+48(FP)
+	MOVQ BX, rest+56(FP)
 	RET
 
 // func getg() unsafe.Pointer

@@ -2,11 +2,11 @@
 
 #include "textflag.h"
 
-// func walk(key *[32]uintptr, fp, lo, hi uintptr) (n int, hash uint64, rest uintptr)
+// func walk(key *[32]uintptr, fp, lo, hi uintptr) (n int, h fingerprint, rest uintptr)
 //
 // A leaf of 0 bytes saves neither LR nor the frame pointer, so R29 is still Capture's.
 // NOSPLIT assembly is neither preempted nor is its stack moved (preempt.go).
-TEXT ·walk(SB), NOSPLIT, $0-56
+TEXT ·walk(SB), NOSPLIT, $0-64
 	MOVD key+0(FP), R0
 	MOVD fp+8(FP), R1
 	MOVD lo+16(FP), R2
@@ -21,7 +21,9 @@ start:
 	SUB  $16, R3        // the last place for a frame pointer and a return address
 	MOVD $0, R4
 	MOVD $0x9E3779B97F4A7C15, R5
+	MOVD $0xD6E8FEB86659FD93, R8
 	MOVD R5, R6
+	MOVD R8, R9
 
 loop:
 	CMP  R2, R1         // the stack grows down: callers' frames are higher
@@ -31,9 +33,15 @@ loop:
 	TST  $7, R1
 	BNE  done
 	MOVD 8(R1), R7      // the return address sits above the saved frame pointer
+	CBZ  R0, hash
 	MOVD R7, (R0)(R4<<3)
-	EOR  R7, R6         // hashed in the shadow of the next load
+
+hash:
+	EOR  R7, R6         // in the shadow of the next load
+	EOR  R7, R9
 	MUL  R5, R6
+	MUL  R8, R9
+	ROR  $32, R9
 	MOVD R1, R2
 	MOVD (R1), R1
 	ADD  $1, R4
@@ -42,8 +50,9 @@ loop:
 
 done:
 	MOVD R4, n+32(FP)
-	MOVD R6, hash+40(FP)
-	MOVD R1, rest+48(FP)
+	MOVD R6, h_a+40(FP)
+	MOVD R9, h_b+48(FP)
+	MOVD R1, rest+56(FP)
 	RET
 
 // func getg() unsafe.Pointer

@@ -6,9 +6,10 @@ import "unsafe"
 
 const haveWalk = true
 
-// walk follows frame pointers from fp and writes each frame's return address to key, innermost
-// first, until key is full or the next pointer fails a check. It returns the number of addresses,
-// their hash, and that next pointer: 0 at the end of a goroutine's stack.
+// walk follows frame pointers from fp and takes each frame's return address, innermost first, until
+// there are maxFrames or the next pointer fails a check. It returns the number of addresses, their
+// fingerprint, and that next pointer: 0 at the end of a goroutine's stack. It writes the addresses to
+// key unless that is nil.
 //
 // A pointer is followed only if it is above the one before it (lo for the first), at most hi-16,
 // and a multiple of 8: so nothing outside (lo, hi) is ever read, and a chain cannot loop.
@@ -17,7 +18,7 @@ const haveWalk = true
 // move between the two.
 //
 //go:noescape
-func walk(key *stackKey, fp, lo, hi uintptr) (n int, hash uint64, rest uintptr)
+func walk(key *stackKey, fp, lo, hi uintptr) (n int, h fingerprint, rest uintptr)
 
 // getg returns the runtime's g of the calling goroutine.
 func getg() unsafe.Pointer

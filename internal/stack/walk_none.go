@@ -6,7 +6,7 @@ import "unsafe"
 
 const haveWalk = false
 
-func walk(*stackKey, uintptr, uintptr, uintptr) (n int, hash uint64, rest uintptr) { return }
+func walk(*stackKey, uintptr, uintptr, uintptr) (n int, h fingerprint, rest uintptr) { return }
 
 func getg() unsafe.Pointer { return nil }
 

@@ -91,8 +91,11 @@ func (a arena) try(t *testing.T, data []byte, start, low, high uint16) {
 	fp := a.pointer(start)
 	wantKey, wantN, wantRest := a.model(t, fp, lo, hi)
 	var key stackKey
-	got, hash, rest := walk(&key, fp, lo, hi)
-	if key != wantKey || got != wantN || rest != wantRest || hash != hashKey(wantKey[:wantN]) {
+	got, h, rest := walk(&key, fp, lo, hi)
+	if n, again, end := walk(nil, fp, lo, hi); n != got || again != h || end != rest {
+		t.Errorf("from %#x in (%#x, %#x): %d frames, rest %#x, but without a key %d and %#x", fp, lo, hi, got, rest, n, end)
+	}
+	if key != wantKey || got != wantN || rest != wantRest || h != fingerprintOf(wantKey[:wantN]) {
 		t.Errorf("from %#x in (%#x, %#x): %d frames, rest %#x, want %d frames, rest %#x", fp, lo, hi, got, rest, wantN, wantRest)
 	}
 }
