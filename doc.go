@@ -104,7 +104,7 @@
 //
 //	driver.go   registration, Open, Wrap, TrackerOf; options.go, pq.go, socket.go
 //	conn.go     the wrapped connection and transaction; stmt.go, rows.go
-//	record.go   what is noted of a connection; holds.go, clock.go, word.go
+//	record.go   what is noted of a connection; holds.go, word.go; clock.go, clock_counter.go
 //	tracker.go  the connections of a pool, Report, Watch
 //	leak.go     the values of a report; site.go, text.go
 //	slog.go     leaks as log records

@@ -2,6 +2,7 @@ package baldur
 
 import (
 	"database/sql/driver"
+	"math"
 	"slices"
 	"time"
 
@@ -40,4 +41,10 @@ func FakeSuspendGap(d time.Duration) (restore func()) {
 	f := func() time.Duration { return d }
 	fakeSuspendGap.Store(&f)
 	return func() { fakeSuspendGap.Store(nil) }
+}
+
+// WrongCounter has t's exact time, as the CPU's counter gives it, wrong by d, and
+// stand still, until the next tick.
+func (t *Tracker) WrongCounter(d time.Duration) {
+	t.clk.seg.Store(&segment{time: t.clk.kernel() + d, valid: math.MaxUint64})
 }

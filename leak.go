@@ -217,7 +217,7 @@ func (t *Tracker) info(s snapshot, now time.Duration) ConnectionInfo {
 	c := ConnectionInfo{
 		ConnectionID:    s.rec.id,
 		AcquiredAt:      t.clk.at(s.start),
-		Held:            now - s.start,
+		Held:            max(0, now-s.start),
 		Kind:            site.kind,
 		Label:           s.label,
 		InTransaction:   s.flags&flagInTx != 0,

@@ -216,6 +216,35 @@ func TestPanickingDriver(t *testing.T) {
 	})
 }
 
+// A counter that goes wrong (within a tick, for which it is believed) makes no
+// verdict come early, and none more than a tick later than the others.
+func TestWrongCounter(t *testing.T) {
+	const threshold, tick = 10 * time.Second, 100 * time.Millisecond
+	errs := []time.Duration{-tick, -tick / 2, 0, tick / 2, tick}
+	for _, taking := range errs {
+		for _, reporting := range errs {
+			bubble(t, &fakeDB{}, func(t *testing.T, db *sql.DB, tr *baldur.Tracker) {
+				must(db.Exec("x"))
+				pass(37 * time.Millisecond) // past a tick, before the next
+				tr.WrongCounter(taking)
+				conn := must(db.Conn(ctx))
+				defer conn.Close()
+				held := time.Duration(0)
+				for ; held < threshold+3*tick; held += tick / 4 {
+					tr.WrongCounter(reporting)
+					if tr.Report().LeakCount() > 0 {
+						break
+					}
+					pass(tick / 4)
+				}
+				if held < threshold || held > threshold+2*tick {
+					t.Errorf("%v wrong at the checkout and %v at reports: suspected after %v", taking, reporting, held)
+				}
+			})
+		}
+	}
+}
+
 // pass lets virtual time pass, and all that happens in it.
 func pass(d time.Duration) {
 	time.Sleep(d)

@@ -85,7 +85,7 @@ func (r *record) take(ctx context.Context) {
 	if hook := r.t.cfg.spanContext; hook != nil {
 		span = hook(ctx)
 	}
-	g, now := stack.CurrentG(), r.clk.now()
+	ms, g, now := r.clk.coarse(), stack.CurrentG(), r.clk.now()
 	r.mu.Lock()
 	r.holds.count(r.site, &r.t.holds)
 	r.seq++
@@ -95,7 +95,7 @@ func (r *record) take(ctx context.Context) {
 		r.told.Store(false)
 	}
 	r.flags = flagOut
-	r.act.set(uint64(now.Milliseconds())<<flagBits | flagOut)
+	r.act.set(uint64(ms)<<flagBits | flagOut)
 	r.mu.Unlock()
 }
 

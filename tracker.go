@@ -211,7 +211,7 @@ func (t *Tracker) list() []*record {
 
 // sweep is called at each tick of the clock while there is work.
 func (t *Tracker) sweep() (busy bool) {
-	now := t.clk.now()
+	now := t.clk.kernel()
 	for _, r := range t.list() {
 		if r.sweep(now, t.cfg.cancelGrace) {
 			busy = true
@@ -227,7 +227,7 @@ func (t *Tracker) PoolName() string { return *t.name.Load() }
 // longest held first.
 func (t *Tracker) Holders() []ConnectionInfo {
 	snapshots, _ := t.snapshots(math.MaxInt64)
-	now := t.clk.now()
+	now := t.clk.kernel()
 	var infos []ConnectionInfo
 	for _, s := range snapshots {
 		infos = append(infos, t.info(s, now))
@@ -302,7 +302,7 @@ func (t *Tracker) Report() LeakReport {
 // report also returns the suspected leaks, in the order of SuspectedLeaks.
 func (t *Tracker) report() (LeakReport, []*leak) {
 	state, ok, connecting, unattributed := t.balance()
-	now := t.clk.now()
+	now := t.clk.kernel()
 	snapshots, tracked := t.snapshots(now - t.cfg.leakThreshold)
 	stats := t.stats(state, ok)
 	report := LeakReport{
@@ -340,6 +340,7 @@ func (t *Tracker) report() (LeakReport, []*leak) {
 
 // suspected: out for the threshold, not labelled, not in a call, and no use since
 // for the threshold. The coarse time of a use is early by up to a tick, so a tick more.
+// Both times are the kernel's: the counter can make a checkout only later than that.
 func (t *Tracker) suspected(s snapshot, now time.Duration) bool {
 	return s.label == "" && s.flags&flagInCall == 0 && now-s.used >= t.cfg.leakThreshold+t.clk.tick
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/baldur-go/baldur"
 	"github.com/baldur-go/baldur/internal/stack"
+	"github.com/baldur-go/baldur/internal/tsc"
 )
 
 // A probe is a part of what baldur does, or an alternative to it, alone.
@@ -63,12 +64,12 @@ func measureProbes(probes []probe, e effort) []probeResult {
 
 // Results go to a package variable so that no call is optimised away.
 var sink struct {
-	site *stack.Site
-	g    stack.G
-	n    int
-	time time.Time
-	dur  time.Duration
-	tsc  uint64
+	site  *stack.Site
+	g     stack.G
+	n     int
+	time  time.Time
+	dur   time.Duration
+	ticks uint64
 }
 
 // captureProbes measures the capture where it happens: in ResetSession, below
@@ -89,15 +90,13 @@ func captureProbes(e effort) (results []probeResult, depth int, err error) {
 func clockProbes(e effort) []probeResult {
 	base := time.Now()
 	probes := []probe{
-		{name: "`time.Since(base)`, as used", f: func() { sink.dur = time.Since(base) }},
+		{name: "`time.Since(base)`", f: func() { sink.dur = time.Since(base) }},
 		{name: "`time.Now`", f: func() { sink.time = time.Now() }},
 		{name: "goroutine id (`stack.CurrentG`)", f: func() { sink.g = stack.CurrentG() }},
 		{name: "a call of an empty function", f: func() {}},
 	}
-	if haveTSC {
-		probes = append(probes,
-			probe{name: "RDTSC", f: func() { sink.tsc = rdtsc() }},
-			probe{name: "LFENCE; RDTSC", f: func() { sink.tsc = rdtscOrdered() }})
+	if tsc.Trusted(time.Now()) {
+		probes = append(probes, probe{name: "RDTSC (`tsc.Read`)", f: func() { sink.ticks = tsc.Read() }})
 	}
 	return measureProbes(probes, e)
 }

@@ -1,0 +1,75 @@
+package baldur
+
+import "time"
+
+// The exact time by the CPU's counter, which takes a third of what the kernel's
+// clock takes. It is used only where the kernel itself makes its clock of that
+// counter (see internal/tsc), and never believed for longer than a tick: the
+// clock's goroutine looks at counter and kernel at each tick, and where two
+// intervals in a row agree on the counter's rate it makes a segment, a line on
+// which the time runs until the next look.
+//
+// So whatever the counter does, a time by a segment is at or after its look and
+// less than a tick later:
+//
+//   - a counter that jumps (the virtual machine has moved) leaves the segment,
+//     and the kernel is asked; or it stays inside, wrong by less than a tick;
+//   - one that stops or runs at another rate is wrong by less than the time since
+//     the look;
+//   - the next look finds it, and there is no segment until two intervals agree.
+//
+// A checkout's time and a hold can thus be wrong by a tick, if they are in the
+// tick in which the counter went wrong. No verdict hangs on them (see suspected),
+// nor does the cutting of a silent call.
+
+// A segment gives the time by the counter from one look to the next.
+type segment struct {
+	ticks uint64        // the counter at the look
+	time  time.Duration // the clock's time at the look
+	rate  uint64        // ns for a tick of the counter, times 1<<32
+	valid uint64        // ticks of the counter for which the segment holds
+}
+
+// at returns the time when the counter was at ticks; false if the segment does
+// not hold there.
+func (s *segment) at(ticks uint64) (time.Duration, bool) {
+	d := ticks - s.ticks // wraps around, to a large one, before the look
+	return s.time + time.Duration(d*s.rate>>32), d < s.valid
+}
+
+// counterTrack is what is known of the counter's past.
+type counterTrack struct {
+	ticks uint64 // at the last look
+	time  time.Duration
+	rate  float64  // since the look before, ns for a tick; 0: there was none
+	last  *segment // of the last look; may be nil
+}
+
+// How much the rates of two intervals may differ. The kernel slews its clock by
+// at most 500 ppm (man adjtimex).
+const rateTolerance = 1. / 2048
+
+// look notes what the counter and the clock were at one moment, and returns the
+// segment from there on, for span at most; nil if the counter is not believed.
+func (t *counterTrack) look(ticks uint64, now, span time.Duration) *segment {
+	before := *t
+	*t = counterTrack{ticks: ticks, time: now}
+	if before.time == 0 {
+		return nil
+	}
+	t.rate = float64(now-before.time) / float64(ticks-before.ticks)
+	if t.rate < 0.1 || t.rate > 10 || // no CPU's
+		t.rate < before.rate*(1-rateTolerance) || t.rate > before.rate*(1+rateTolerance) {
+		return nil
+	}
+	// The time does not go back from one segment to the next. What they start
+	// ahead does not add up, since each has the rate of the interval before.
+	start := now
+	if before.last != nil {
+		if end, ok := before.last.at(ticks); ok {
+			start = max(now, end)
+		}
+	}
+	t.last = &segment{ticks, start, uint64(t.rate * (1 << 32)), uint64(float64(span) / t.rate)}
+	return t.last
+}
