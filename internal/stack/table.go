@@ -78,13 +78,14 @@ func place(slots []atomic.Pointer[entry], e *entry) {
 	slots[i&mask].Store(e)
 }
 
-// fingerprintOf is walk's, for addresses that come from runtime.Callers.
+// fingerprintOf is walk's, for addresses that come from runtime.Callers: a is a multiplicative hash, b
+// the sum of what its multiplications carry beyond 64 bits.
 func fingerprintOf(pcs []uintptr) fingerprint {
-	const k, l = 0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93
-	h := fingerprint{k, l}
+	const k = 0x9E3779B97F4A7C15
+	h := fingerprint{a: k}
 	for _, pc := range pcs {
-		h.a = (h.a ^ uint64(pc)) * k
-		h.b = bits.RotateLeft64((h.b^uint64(pc))*l, 32)
+		carry, a := bits.Mul64(h.a^uint64(pc), k)
+		h.a, h.b = a, h.b+carry
 	}
 	return h
 }

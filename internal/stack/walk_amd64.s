@@ -10,40 +10,37 @@ TEXT ·walk(SB), NOSPLIT, $0-64
 	MOVQ  key+0(FP), DI
 	MOVQ  fp+8(FP), BX
 	MOVQ  lo+16(FP), SI
-	MOVQ  hi+24(FP), DX
-	TESTQ DX, DX
+	MOVQ  hi+24(FP), R12
+	TESTQ R12, R12
 	JNE   start
 	MOVQ  BP, BX
 	MOVQ  SP, SI
 	MOVQ  (TLS), AX      // g; R14 holds it in ABIInternal only (abi-internal.md)
-	MOVQ  8(AX), DX      // g.stack.hi (runtime2.go)
+	MOVQ  8(AX), R12     // g.stack.hi (runtime2.go)
 
 start:
-	SUBQ  $16, DX        // the last place for a frame pointer and a return address
+	SUBQ  $16, R12       // the last place for a frame pointer and a return address
 	XORL  CX, CX
 	MOVQ  $0x9E3779B97F4A7C15, R8
-	MOVQ  $0xD6E8FEB86659FD93, R9
-	MOVQ  R8, R10
-	MOVQ  R9, R11
+	MOVQ  R8, AX
+	XORL  R11, R11
 
 loop:
 	CMPQ  BX, SI         // the stack grows down: callers' frames are higher
 	JLS   done
-	CMPQ  BX, DX
+	CMPQ  BX, R12
 	JHI   done
 	TESTQ $7, BX
 	JNE   done
-	MOVQ  8(BX), AX      // the return address sits above the saved frame pointer
+	MOVQ  8(BX), R9      // the return address sits above the saved frame pointer
 	TESTQ DI, DI
 	JEQ   hash
-	MOVQ  AX, (DI)(CX*8)
+	MOVQ  R9, (DI)(CX*8)
 
 hash:
-	XORQ  AX, R10        // in the shadow of the next load
-	XORQ  AX, R11
-	IMULQ R8, R10
-	IMULQ R9, R11
-	ROLQ  $32, R11
+	XORQ  R9, AX         // in the shadow of the next load
+	MULQ  R8             // DX, AX
+	ADDQ  DX, R11
 	MOVQ  BX, SI
 	MOVQ  (BX), BX
 	INCQ  CX
@@ -52,7 +49,7 @@ hash:
 
 done:
 	MOVQ CX, n+32(FP)
-	MOVQ R10, h_a+40(FP)
+	MOVQ AX, h_a+40(FP)
 	MOVQ R11, h_b+48(FP)
 	MOVQ BX, rest+56(FP)
 	RET

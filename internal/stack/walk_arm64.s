@@ -21,9 +21,8 @@ start:
 	SUB  $16, R3        // the last place for a frame pointer and a return address
 	MOVD $0, R4
 	MOVD $0x9E3779B97F4A7C15, R5
-	MOVD $0xD6E8FEB86659FD93, R8
 	MOVD R5, R6
-	MOVD R8, R9
+	MOVD $0, R9
 
 loop:
 	CMP  R2, R1         // the stack grows down: callers' frames are higher
@@ -38,10 +37,9 @@ loop:
 
 hash:
 	EOR  R7, R6         // in the shadow of the next load
-	EOR  R7, R9
+	UMULH R5, R6, R8
 	MUL  R5, R6
-	MUL  R8, R9
-	ROR  $32, R9
+	ADD  R8, R9
 	MOVD R1, R2
 	MOVD (R1), R1
 	ADD  $1, R4
