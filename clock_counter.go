@@ -18,8 +18,9 @@ import "time"
 //     the look;
 //   - the next look finds it, and there is no segment until two intervals agree.
 //
-// A checkout's time and a hold can thus be wrong by a tick, if they are in the
-// tick in which the counter went wrong. No verdict hangs on them (see suspected),
+// A checkout's time and a hold can thus be wrong, if they are in the tick in which
+// the counter went wrong, by a tick (more if the next look is late, and the
+// counter stands still: so does the kernel's clock then). No verdict hangs on them (see suspected),
 // nor does the cutting of a silent call.
 
 // A segment gives the time by the counter from one look to the next.
@@ -58,8 +59,9 @@ func (t *counterTrack) look(ticks uint64, now, span time.Duration) *segment {
 		return nil
 	}
 	t.rate = float64(now-before.time) / float64(ticks-before.ticks)
-	if t.rate < 0.1 || t.rate > 10 || // no CPU's
-		t.rate < before.rate*(1-rateTolerance) || t.rate > before.rate*(1+rateTolerance) {
+	possible := t.rate > 0.1 && t.rate < 10 // of a CPU
+	same := t.rate > before.rate*(1-rateTolerance) && t.rate < before.rate*(1+rateTolerance)
+	if !possible || !same {
 		return nil
 	}
 	// The time does not go back from one segment to the next. What they start
