@@ -5,6 +5,10 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"math"
+	"strconv"
+	"strings"
+	"time"
 
 	"github.com/lib/pq"
 )
@@ -18,9 +22,11 @@ import (
 //
 // It returns ErrNotPrimary if this process is not primary, by its clock, without
 // asking; ErrFenced if another process has become primary, after which this one is
-// none. Other errors are the server's: in REPEATABLE READ and SERIALIZABLE a
+// none; ErrSubtransaction after a SAVEPOINT that is neither released nor rolled back, since
+// ROLLBACK TO would end the guard and not tx. Other errors are the server's: in REPEATABLE READ and SERIALIZABLE a
 // serialization failure (SQLSTATE 40001) where it is no takeover that has caused
-// it. After an error the transaction must be rolled back.
+// it, or where the snapshot of tx is older than this hold of the lease. After an error the
+// transaction must be rolled back.
 //
 // The guard is a lock on the lease's row, FOR KEY SHARE, which renewals pass and
 // takeovers wait for: see [WithFenceKill] and [WithFenceIdleTimeout]. A role needs
@@ -33,53 +39,104 @@ func (q *PGQuorum) RequirePrimary(ctx context.Context, tx *sql.Tx) (epoch int64,
 	}
 	t := q.valid()
 	if t == nil {
-		q.count(func(s *QuorumStats) { s.GuardRejections++ })
+		q.rejected()
 		return 0, ErrNotPrimary
 	}
 	table, err := q.fenceTable()
 	if err != nil {
 		return 0, err
 	}
-	idle := ""
-	if d := q.cfg.idleTimeout; d > 0 {
-		const name = "'idle_in_transaction_session_timeout'"
-		idle = fmt.Sprintf(", CASE WHEN pg_catalog.current_setting(%[1]s) = '0' OR pg_catalog.current_setting(%[1]s)::interval > %[2]d * interval '1 ms'"+
-			" THEN pg_catalog.set_config(%[1]s, '%[2]dms', true) END", name, max(1, d.Milliseconds()))
-	}
-	var ignored sql.NullString
-	dest := []any{&epoch}
-	if idle != "" {
-		dest = append(dest, &ignored)
-	}
-	err = tx.QueryRowContext(ctx, fmt.Sprintf("SELECT epoch%s FROM %s WHERE %s FOR KEY SHARE", idle, table, q.isHolder(t))).Scan(dest...)
-	return q.fenced(ctx, t, epoch, err)
-}
-
-// fenced makes an answer of what the fence has said.
-func (q *PGQuorum) fenced(ctx context.Context, t *term, epoch int64, err error) (int64, error) {
+	g, err := guard(ctx, tx, table, q.isHolder(t), q.cfg.idleTimeout)
 	code, _ := sqlState(err)
 	switch {
-	case err == nil:
-		return epoch, nil
-	case errors.Is(err, sql.ErrNoRows):
-		q.count(func(s *QuorumStats) { s.GuardRejections++ })
+	case err == nil && g.held:
+		return g.epoch(q, t.lease.Epoch)
+	case err == nil && !g.snapshot:
+		q.rejected()
 		if now := q.term.Load(); now != nil && now.tenure == t.tenure {
 			q.lose(LossFenced)
 		}
 		return 0, ErrFenced
-	case code == "40001":
-		// A takeover, or another row of the transaction: the witness knows.
+	case err == nil || code == "40001":
+		// A takeover, or another row of the transaction; or the transaction sees the
+		// lease as it was when it began. The witness knows.
+		if err == nil {
+			err = errOldSnapshot
+		}
 		if ok, verr := q.IsPrimaryVerified(ctx); !ok && verr == nil {
-			q.count(func(s *QuorumStats) { s.GuardRejections++ })
+			q.rejected()
 			return 0, fmt.Errorf("%w: %w", ErrFenced, err)
 		}
 	}
 	return 0, err
 }
 
+// ErrSubtransaction is returned by RequirePrimary and Seal.Require after a SAVEPOINT.
+var ErrSubtransaction = errors.New("baldur: the transaction is within a savepoint, which can be rolled back without it: guard it before SAVEPOINT, or after RELEASE")
+
+// errOldSnapshot is as the server's error where a row was changed since.
+var errOldSnapshot = fmt.Errorf("baldur: RequirePrimary: the transaction's snapshot is older than this hold of the lease: begin it anew: %w",
+	&pq.Error{Severity: "ERROR", Code: "40001", Message: "could not serialize access due to an older snapshot"})
+
+func (q *PGQuorum) rejected() { q.count(func(s *QuorumStats) { s.GuardRejections++ }) }
+
+// guardState is what guard has found.
+type guardState struct {
+	held     bool // the row is as it must be, and locked
+	level    bool // by the transaction itself, not by a subtransaction of it
+	snapshot bool // the transaction has one for all its statements
+}
+
+// epoch returns the epoch, if the lock is the transaction's own.
+func (g guardState) epoch(q *PGQuorum, epoch int64) (int64, error) {
+	if !g.level {
+		q.rejected()
+		return 0, ErrSubtransaction
+	}
+	return epoch, nil
+}
+
+// guard locks the row of a table for which a condition holds.
+func guard(ctx context.Context, tx *sql.Tx, table, condition string, idle time.Duration) (g guardState, err error) {
+	limit := "NULL::pg_catalog.text"
+	if idle > 0 {
+		limit = strings.NewReplacer("{setting}", "'idle_in_transaction_session_timeout'::pg_catalog.text", "{ms}", strconv.FormatInt(max(1, idle.Milliseconds()), 10)).
+			Replace(`CASE WHEN g.epoch IS NOT NULL AND (pg_catalog.current_setting({setting}) {=} '0'::pg_catalog.text
+		OR pg_catalog.current_setting({setting})::pg_catalog.interval {>} '{ms} milliseconds'::pg_catalog.interval)
+		THEN pg_catalog.set_config({setting}, '{ms}ms'::pg_catalog.text, true) END`)
+	}
+	var ignored sql.NullString
+	err = tx.QueryRowContext(ctx, sqlFill(`WITH g AS MATERIALIZED (`+guardedRow+`)
+SELECT g.epoch IS NOT NULL, coalesce(`+guardIsTop+`, false), i.level {=} 'repeatable read'::pg_catalog.text OR i.level {=} 'serializable'::pg_catalog.text, `+limit+`
+FROM (SELECT pg_catalog.current_setting('transaction_isolation'::pg_catalog.text)) AS i(level) LEFT JOIN g ON true`,
+		"{table}", table, "{condition}", condition)).Scan(&g.held, &g.level, &g.snapshot, &ignored)
+	return g, err
+}
+
+const (
+	guardedRow = `SELECT l.name, l.epoch FROM {table} l WHERE {condition} FOR KEY SHARE OF l`
+
+	// Whether the lock of g is the transaction's own. What a subtransaction has locked is
+	// free again when that is rolled back, while the transaction goes on.
+	//
+	// The row's xmax is then the transaction's id, or a multixact of which it is a member.
+	// Of the two kinds of number xmax has no sign, so that it is only looked up as a
+	// multixact where there can be such a one. Else, as after a renewal that the snapshot
+	// does not see, the transaction's locks tell: a subtransaction that has locked a row
+	// has an id of its own, and a lock of that.
+	guardIsTop = `(SELECT CASE
+	WHEN t.xmax {=} x.id THEN true
+	WHEN pg_catalog.mxid_age(t.xmax) {>} 0 AND pg_catalog.mxid_age(t.xmax) {<=} (
+			SELECT pg_catalog.mxid_age(d.datminmxid) FROM pg_catalog.pg_database d WHERE d.datname {=} pg_catalog.current_database())
+		AND EXISTS (SELECT FROM pg_catalog.pg_get_multixact_members(t.xmax) m WHERE m.xid {=} x.id) THEN true
+	ELSE NOT EXISTS (SELECT FROM pg_catalog.pg_locks k WHERE k.pid {=} pg_catalog.pg_backend_pid() AND k.locktype {=} 'transactionid'::pg_catalog.text
+		AND k.mode {=} 'ExclusiveLock'::pg_catalog.text AND k.granted AND k.transactionid {<>} x.id) END
+	FROM {table} t, (SELECT pg_catalog.pg_current_xact_id()::pg_catalog.xid) AS x(id) WHERE t.name {=} g.name AND t.epoch {=} g.epoch)`
+)
+
 // isHolder is the condition that the row is t's.
 func (q *PGQuorum) isHolder(t *term) string {
-	return fmt.Sprintf("name=%s AND lease_id=%s AND epoch=%d", pq.QuoteLiteral(q.cfg.name), pq.QuoteLiteral(q.id), t.lease.Epoch)
+	return "l.name {=} " + sqlText(q.cfg.name) + " AND l.lease_id {=} " + sqlText(q.id) + " AND l.epoch {=} " + quoted(t.lease.Epoch) + "::pg_catalog.int8"
 }
 
 func (q *PGQuorum) fenceTable() (string, error) {
@@ -88,7 +145,7 @@ func (q *PGQuorum) fenceTable() (string, error) {
 		return "", errors.New("baldur: there is no lease table")
 	}
 	if table := l.table.Load(); table != nil {
-		return *table, nil
+		return table.name, nil
 	}
 	return "", ErrNotPrimary // it has never been connected
 }
@@ -102,104 +159,160 @@ func (q *PGQuorum) fenceTable() (string, error) {
 //	res, err := tx.ExecContext(ctx, "WITH "+cte+" INSERT INTO orders (id) SELECT $1::bigint FROM baldur_fence", id)
 //
 // A statement that comes through it with no row is fenced: that no row was
-// affected must be taken for ErrFenced. In REPEATABLE READ and SERIALIZABLE a
-// takeover shows as a serialization failure (SQLSTATE 40001).
+// affected must be taken for ErrFenced. After a SAVEPOINT that is neither released nor rolled
+// back it has no row. In REPEATABLE READ and SERIALIZABLE a
+// takeover shows as a serialization failure (SQLSTATE 40001), and a snapshot that is older
+// than this hold of the lease as no row.
 //
 // It returns ErrNotPrimary if this process is not primary, by its clock. The
-// text is of this hold of the lease: do not keep it.
+// text is of this hold of the lease: do not keep it. It defines baldur_guard, too.
 func (q *PGQuorum) FenceCTE() (string, error) {
 	t := q.valid()
 	if t == nil {
-		q.count(func(s *QuorumStats) { s.GuardRejections++ })
+		q.rejected()
 		return "", ErrNotPrimary
 	}
 	table, err := q.fenceTable()
 	if err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("baldur_fence AS MATERIALIZED (SELECT epoch FROM %s WHERE %s FOR KEY SHARE)", table, q.isHolder(t)), nil
+	return sqlFill("baldur_guard AS MATERIALIZED ("+guardedRow+"), baldur_fence AS MATERIALIZED (SELECT g.epoch FROM baldur_guard g WHERE "+guardIsTop+")",
+		"{table}", table, "{condition}", q.isHolder(t)), nil
 }
 
-const (
-	fenceTable  = "baldur_fence"
-	fenceSchema = "CREATE TABLE IF NOT EXISTS " + fenceTable + ` (
-	name  text PRIMARY KEY,
-	epoch bigint NOT NULL -- the highest that was sealed
-);
-CREATE UNIQUE INDEX IF NOT EXISTS ` + fenceTable + `_fence ON ` + fenceTable + ` (name, epoch);`
-)
+const fenceTable = "baldur_fence"
+
+func (c *quorumConfig) fenceTable() *tableSpec {
+	return &tableSpec{
+		usual: fenceTable, table: fenceTable, owners: c.owners, columns: map[string]string{"name": "text", "epoch": "bigint"},
+		create: []string{`CREATE TABLE IF NOT EXISTS {table} (
+	name  pg_catalog.text PRIMARY KEY,
+	epoch pg_catalog.int8 NOT NULL -- the highest that was sealed
+)`},
+		fence:  fenceIndex,
+		remedy: "only one may be there",
+	}
+}
 
 // A Seal is the fence of one epoch in a database that does not have the lease.
 type Seal struct {
-	q *PGQuorum
-	t *term
+	q     *PGQuorum
+	t     *term
+	table string // quoted, with its schema
 }
 
 // SealEpoch carries this process's epoch to another database, db, whose data are
 // to be fenced too: a new primary calls it before all else. It waits for the
-// transactions that earlier epochs guard there, and from then on none of these
-// commits. It keeps the highest epoch of each lease in the table baldur_fence,
-// which it makes if it may.
+// transactions that earlier epochs guard there, for as long as this process is primary, and
+// from then on none of these commits. It keeps the highest epoch of each lease in the table
+// baldur_fence, which is found as the lease table is, and made in public if there is none and the role may.
 //
 // It returns ErrNotPrimary if this process is not primary, and ErrFenced if a
-// later epoch was sealed there.
+// later epoch was sealed there. The lease is then given up, since its epochs have gone back, as
+// by a snapshot that was restored, and is taken again with a higher one than was sealed.
 func (q *PGQuorum) SealEpoch(ctx context.Context, db *sql.DB) (*Seal, error) {
 	t := q.valid()
 	if t == nil {
 		return nil, ErrNotPrimary
 	}
-	seal := fmt.Sprintf("INSERT INTO %[1]s AS f (name, epoch) VALUES (%[2]s, %[3]d)"+
-		" ON CONFLICT (name) DO UPDATE SET epoch=excluded.epoch WHERE f.epoch <= excluded.epoch RETURNING epoch",
-		fenceTable, pq.QuoteLiteral(q.cfg.name), t.lease.Epoch)
-	var epoch int64
-	err := db.QueryRowContext(ctx, seal).Scan(&epoch)
-	if code, _ := sqlState(err); code == "42P01" {
-		if err := makeFence(ctx, db); err != nil {
-			return nil, fmt.Errorf("baldur: SealEpoch: there is no table %s, and it cannot be made: %w", fenceTable, err)
-		}
-		err = db.QueryRowContext(ctx, seal).Scan(&epoch)
-	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(t.ctx, func() { cancel(context.Cause(t.ctx)) })()
+	seal := &Seal{q: q, t: t}
+	var top int64
+	err := onCleanConn(ctx, db, func(ctx context.Context, conn *sql.Conn) (err error) {
+		seal.table, top, err = q.sealOn(ctx, conn, t.lease.Epoch)
+		return err
+	})
 	switch {
-	case errors.Is(err, sql.ErrNoRows):
-		return nil, ErrFenced
+	case err != nil && ctx.Err() != nil:
+		return nil, fmt.Errorf("baldur: SealEpoch: %w: %w", context.Cause(ctx), err)
 	case err != nil:
 		return nil, fmt.Errorf("baldur: SealEpoch: %w", err)
+	case top > t.lease.Epoch:
+		q.outdone(ctx, t, top)
+		return nil, fmt.Errorf("%w: epoch %d is sealed in the database, and this one is %d", ErrFenced, top, t.lease.Epoch)
 	}
-	return &Seal{q, t}, nil
+	return seal, nil
 }
 
-func makeFence(ctx context.Context, db *sql.DB) error {
-	tx, err := db.BeginTx(ctx, nil)
+// sealOn seals an epoch and returns the highest one.
+func (q *PGQuorum) sealOn(ctx context.Context, conn *sql.Conn, epoch int64) (table string, top int64, err error) {
+	spec := q.cfg.fenceTable()
+	tx, err := spec.begin(ctx, conn, q.cfg.ttl)
 	if err != nil {
-		return err
+		return "", 0, err
 	}
 	defer func() { _ = tx.Rollback() }()
-	if _, err := tx.ExecContext(ctx, fmt.Sprintf("SELECT pg_catalog.pg_advisory_xact_lock(%d)", leaseLockKey(fenceTable))); err != nil {
-		return err
+	t, err := spec.findIn(ctx, tx, false)
+	if err != nil {
+		return "", 0, err
 	}
-	if _, err := tx.ExecContext(ctx, fenceSchema); err != nil {
-		return err
+	if t == nil {
+		_ = tx.Rollback()
+		if err := spec.migrate(ctx, conn, migrateTimeout, true); err != nil {
+			return "", 0, fmt.Errorf("there is no table %s, and it cannot be made: %w", fenceTable, err)
+		}
+		return q.sealOn(ctx, conn, epoch)
 	}
-	return tx.Commit()
+	var sealed bool
+	err = tx.QueryRowContext(ctx, sqlFill(`WITH s AS (
+	INSERT INTO {table} AS f (name, epoch) VALUES ({name}, {epoch}::pg_catalog.int8)
+	ON CONFLICT (name) DO UPDATE SET epoch = excluded.epoch WHERE f.epoch {<=} excluded.epoch RETURNING f.epoch
+) SELECT true, s.epoch FROM s UNION ALL SELECT false, f.epoch FROM {table} f WHERE f.name {=} {name} AND NOT EXISTS (SELECT FROM s)`,
+		"{table}", t.name, "{name}", sqlText(q.cfg.name), "{epoch}", quoted(epoch))).Scan(&sealed, &top)
+	if err == nil {
+		err = tx.Commit()
+	}
+	code, _ := sqlState(err)
+	again := code == "55P03" || // guarded transactions, for longer than a TTL
+		errors.Is(err, sql.ErrNoRows) || err == nil && !sealed && top <= epoch // the row that is in the way is newer than the snapshot
+	if again && ctx.Err() == nil {
+		_ = tx.Rollback()
+		return q.sealOn(ctx, conn, epoch)
+	}
+	return t.name, top, err
+}
+
+// outdone gives up a hold whose epoch a later one of the same lease has outdone. No
+// process can go on with it, and the next epoch must be above the later one.
+func (q *PGQuorum) outdone(ctx context.Context, t *term, top int64) {
+	if err := q.use(ctx); err != nil {
+		return
+	}
+	defer q.letGo()
+	if top < math.MaxInt64-1<<timelineShift { // one that nobody can go beyond was not given by any lease
+		q.watch.top = max(q.watch.top, top)
+	}
+	if now := q.term.Load(); now != nil && now.tenure == t.tenure {
+		q.lose(LossFenced)
+	}
 }
 
 // Require is RequirePrimary for a transaction of the sealed database: no later
 // epoch is sealed there until tx ends. It returns ErrNotPrimary if this process is
 // not primary any more, by its clock, or is so by another epoch, which wants a
-// seal of its own; ErrFenced if a later epoch was sealed.
+// seal of its own; ErrFenced if a later epoch was sealed; ErrSubtransaction after a SAVEPOINT.
+// In REPEATABLE READ and SERIALIZABLE a snapshot that is older than the seal is a
+// serialization failure (SQLSTATE 40001).
 func (s *Seal) Require(ctx context.Context, tx *sql.Tx) (epoch int64, err error) {
 	if tx == nil {
 		return 0, errors.New("baldur: Seal.Require: the transaction is nil")
 	}
 	if t := s.q.valid(); t == nil || t.tenure != s.t.tenure {
-		s.q.count(func(s *QuorumStats) { s.GuardRejections++ })
+		s.q.rejected()
 		return 0, ErrNotPrimary
 	}
-	err = tx.QueryRowContext(ctx, fmt.Sprintf("SELECT epoch FROM %s WHERE name=%s AND epoch=%d FOR KEY SHARE",
-		fenceTable, pq.QuoteLiteral(s.q.cfg.name), s.t.lease.Epoch)).Scan(&epoch)
-	if errors.Is(err, sql.ErrNoRows) {
-		s.q.count(func(s *QuorumStats) { s.GuardRejections++ })
-		return 0, ErrFenced
+	epoch = s.t.lease.Epoch
+	g, err := guard(ctx, tx, s.table, "l.name {=} "+sqlText(s.q.cfg.name)+" AND l.epoch {=} "+quoted(epoch)+"::pg_catalog.int8", 0)
+	switch {
+	case err != nil:
+		return 0, err
+	case g.held:
+		return g.epoch(s.q, epoch)
+	case g.snapshot:
+		return 0, errOldSnapshot
 	}
-	return epoch, err
+	s.q.rejected()
+	return 0, ErrFenced
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"database/sql"
 	"database/sql/driver"
-	"fmt"
 	"sync"
 	"time"
 
@@ -18,7 +17,8 @@ const killEvery = 20 * time.Millisecond
 // pool; the function that it returns ends that. See WithFenceKill.
 func (l *link) killGuards(ctx context.Context) (stop func()) {
 	beside, ok := l.db.Driver().(interface{ untracked() driver.Connector })
-	if l.cfg.killAfter == 0 || l.pid == 0 || !ok {
+	pid := l.pid.Load()
+	if l.cfg.killAfter == 0 || pid == 0 || !ok {
 		return func() {}
 	}
 	ctx, cancel := context.WithCancel(hook.Own(ctx))
@@ -31,7 +31,11 @@ func (l *link) killGuards(ctx context.Context) (stop func()) {
 		}
 		db := sql.OpenDB(beside.untracked())
 		defer func() { _ = db.Close() }()
-		kill := fmt.Sprintf("SELECT count(pg_catalog.pg_terminate_backend(b)) FROM unnest(pg_catalog.pg_blocking_pids(%d)) AS b WHERE b <> 0", l.pid)
+		// Another candidate that waits for the row keeps us waiting too, by a lock of the tuple.
+		kill := sqlFill(`SELECT pg_catalog.count(pg_catalog.pg_terminate_backend(b.pid))
+	FROM pg_catalog.unnest(pg_catalog.pg_blocking_pids({pid}::pg_catalog.int4)) AS b(pid) WHERE b.pid {<>} 0 AND NOT EXISTS (
+		SELECT FROM pg_catalog.pg_locks k WHERE k.pid {=} b.pid AND k.locktype {=} 'tuple'::pg_catalog.text AND k.relation {=} {oid}::pg_catalog.oid)`,
+			"{pid}", quoted(pid), "{oid}", quoted(l.table.Load().oid))
 		for ctx.Err() == nil {
 			var n int
 			if err := db.QueryRowContext(ctx, kill).Scan(&n); err != nil && ctx.Err() == nil {

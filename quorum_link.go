@@ -19,10 +19,14 @@ import (
 	"github.com/baldur-go/baldur/internal/hook"
 )
 
-// link is the connection that a quorum keeps: one of the pool, named in its
-// reports. If the pool is full, or its connections are dead, it is dialled beside
-// the pool: a lease that had to queue for an exhausted pool would be lost just
-// when it is needed.
+// link is the connection that a quorum keeps. It is the lease's own, made by the
+// pool's connector beside the pool.
+//
+// One of the pool would be cheaper by the time that it takes to connect, once (5 ms
+// by TCP). But a program leaves on a pooled connection what it likes, by accident too:
+// an open transaction, a role, a search_path, an encoding. Not all of it can be seen, nor
+// be taken back without harm to the program. And a lease that queued for a pool would be
+// lost when the pool is exhausted, or exhaust a small pool for ever.
 //
 // It belongs to one goroutine at a time, but for interrupt.
 type link struct {
@@ -31,24 +35,40 @@ type link struct {
 	cfg *quorumConfig
 
 	conn   *sql.Conn   // nil: not open
+	own    *sql.DB     // conn's
 	inner  driver.Conn // its driver's own
-	beside *sql.DB     // conn's, if that is not of the pool
+	pq     bool        // that is lib/pq's
 	sock   *socket     // nil: the driver dials by itself
-	pid    int         // of the server's process; 0: behind a pooler, or not known
+	pooler bool        // there is one, and the backend may change
 	listen bool        // LISTENs
 	proved bool        // the server's advisory locks lock
 
-	table  atomic.Pointer[string] // quoted; for everyone, and stays when the link is closed
-	warned atomic.Bool            // a WARNING came during the statement
+	pid       atomic.Int64              // of the server's process; 0: behind a pooler, or not known
+	table     atomic.Pointer[linkTable] // for everyone, and stays when the link is closed
+	overrule  bool                      // read-only is what the session begins with, not what the server wants
+	barred    time.Time                 // since when the courtesy lock could not be had; zero: it could
+	deaf      time.Time                 // until when LISTEN is not tried
+	mute      time.Time                 // until when NOTIFY is not
+	heardBell time.Time                 // when a bell was answered last
+	warned    atomic.Bool               // a WARNING came during the statement
 
 	mu      sync.Mutex    // guards the field below, and sock's read deadline while it is set
 	waiting bool          // in awaitReadable
 	wake    chan struct{} // of capacity 1
 }
 
+// linkTable is the table that the quorum uses.
+type linkTable struct {
+	oid   int64
+	name  string // quoted, with its schema
+	lacks []string
+}
+
 func newLink(db *sql.DB, t *Tracker, cfg *quorumConfig) *link {
 	return &link{db: db, t: t, cfg: cfg, wake: make(chan struct{}, 1)}
 }
+
+var errNotOurs = errors.New(`the pool is not baldur's: open it by sql.Open("baldur-pq", …), Open or OpenDB`)
 
 // open connects, if need be, and makes sure that the server can be a witness.
 func (l *link) open(ctx context.Context) error {
@@ -62,76 +82,27 @@ func (l *link) open(ctx context.Context) error {
 	if !ok { // it was one when the quorum was made
 		return errNotOurs
 	}
-	for range 3 { // connections of a server that has crashed may lie in the pool
-		if l.poolFull() || ctx.Err() != nil {
-			break
-		}
-		if err := l.connect(ctx, l.db, nil); err == nil || isRefusal(err) {
-			return err
-		}
+	err := l.connect(ctx, dial)
+	if err != nil {
+		err = l.classify(err)
+		l.close()
 	}
-	beside := &besideConnector{poolDialer: dial, drv: l.db.Driver()}
-	if err := l.connect(ctx, sql.OpenDB(beside), beside); err != nil {
+	return err
+}
+
+// connect dials, and looks at the server. A refusal is the server's answer, or says
+// what is wrong with it.
+func (l *link) connect(ctx context.Context, dial poolDialer) error {
+	c := &ownConnector{poolDialer: dial, drv: l.db.Driver()}
+	l.own = sql.OpenDB(c)
+	var err error
+	if l.conn, err = l.dial(ctx); err != nil {
 		return err
 	}
-	l.cfg.log.Info("baldur: the lease's connection is beside the pool, which is full or has none that works", "lease", l.cfg.name)
-	return nil
-}
-
-var errNotOurs = errors.New(`the pool is not baldur's: open it by sql.Open("baldur-pq", …), Open or OpenDB`)
-
-func (l *link) poolFull() bool {
-	s, ok := l.t.pool()
-	return ok && s.maxOpen > 0 && s.inUse() >= s.maxOpen
-}
-
-// besideConnector connects as the pool does, beside it.
-type besideConnector struct {
-	poolDialer
-	drv  driver.Driver
-	sock *socket // of the last connection
-}
-
-type poolDialer interface {
-	dial(context.Context) (driver.Conn, *socket, error)
-}
-
-func (c *besideConnector) Connect(ctx context.Context) (ci driver.Conn, err error) {
-	ci, c.sock, err = c.dial(ctx)
-	return ci, err
-}
-
-func (c *besideConnector) Driver() driver.Driver { return c.drv }
-
-// connect opens the link on a connection of db's, which is the pool, or the
-// link's own by the connector beside. A refusal is the server's answer, or says
-// what is wrong with it.
-func (l *link) connect(ctx context.Context, db *sql.DB, beside *besideConnector) error {
-	wait := ctx
-	if beside == nil {
-		deadline, _ := ctx.Deadline()
-		var cancel context.CancelFunc
-		wait, cancel = context.WithTimeout(ctx, time.Until(deadline)/2) // the pool may have filled meanwhile
-		defer cancel()
-	} else {
-		db.SetMaxOpenConns(1)
-		l.beside = db
-	}
-	conn, err := db.Conn(wait)
-	if err != nil {
-		l.close()
-		return l.classify(err)
-	}
-	l.conn = conn
-	err = conn.Raw(func(dc any) error {
-		if beside != nil {
-			l.sock = beside.sock
-		} else if c, ok := dc.(interface{ record() *record }); ok {
-			l.sock = c.record().sock
-			c.record().setLabel("quorum lease " + l.cfg.name)
-		}
-		l.inner = Unwrap(dc.(driver.Conn))
-		if isPQ(l.inner) {
+	err = l.conn.Raw(func(dc any) error {
+		l.sock, l.inner = c.sock, Unwrap(dc.(driver.Conn))
+		l.pq = isPQ(l.inner)
+		if l.pq {
 			// A commit that waits for a synchronous standby, and is cancelled, comes
 			// with success and a warning: it may be lost in a failover.
 			pq.SetNoticeHandler(l.inner, func(e *pq.Error) {
@@ -142,75 +113,156 @@ func (l *link) connect(ctx context.Context, db *sql.DB, beside *besideConnector)
 		}
 		return nil
 	})
-	if err == nil {
-		err = l.nearEnough(ctx)
-	}
-	if err == nil {
-		err = l.examine(ctx)
-	}
 	if err != nil {
-		l.close()
+		return err
 	}
-	return err
-}
-
-// examine refuses a server that cannot keep the promises, and finds the table.
-func (l *link) examine(ctx context.Context) error {
-	for migrated := false; ; migrated = true {
-		var recovery, readOnly bool
-		var table, persistence, comment sql.NullString
-		var version string
-		err := l.queryRow(ctx, `SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('transaction_read_only')='on', pg_catalog.version(),
- pg_catalog.pg_backend_pid(),
- pg_catalog.quote_ident(n.nspname)||'.'||pg_catalog.quote_ident(c.relname), c.relpersistence::text, pg_catalog.obj_description(c.oid,'pg_class')
- FROM (SELECT pg_catalog.to_regclass('`+leaseTable+`') AS oid) t LEFT JOIN pg_catalog.pg_class c ON c.oid=t.oid LEFT JOIN pg_catalog.pg_namespace n ON n.oid=c.relnamespace`,
-			&recovery, &readOnly, &version, &l.pid, &table, &persistence, &comment)
-		if err != nil {
+	if pqTxStatus(l.inner) != 'I' { // a hook of the connector may have left a transaction open
+		if err := l.run(ctx, func(ctx context.Context) error { _, err := l.conn.ExecContext(ctx, "ROLLBACK"); return err }); err != nil {
 			return err
 		}
-		switch {
-		case recovery:
-			return l.unfit("the server is a standby: a lease needs the primary server (target_session_attrs=read-write finds it)")
-		case readOnly:
-			return l.unfit("the session is read-only (default_transaction_read_only): a lease needs to write")
-		case !strings.HasPrefix(version, "PostgreSQL "):
-			return l.unfit(fmt.Sprintf("the server is %.60q; the witness must be a PostgreSQL", version))
-		case !table.Valid:
-			if migrated {
-				return l.unfit("the lease table was made and cannot be seen: is it outside of the search_path?")
-			}
-			if err := l.run(ctx, func(ctx context.Context) error { return migrateQuorum(ctx, l.conn) }); err != nil {
-				return fmt.Errorf("baldur: lease %q: there is no table %s, and it cannot be made (MigrateQuorum makes it, by a role that may): %w", l.cfg.name, leaseTable, err)
-			}
-			continue
-		case persistence.String != "p":
-			return l.unfit("table " + table.String + " is UNLOGGED or temporary: a crash would empty it, and a lease be given twice")
-		}
-		if v, err := leaseTableVersion(comment.String); err != nil || v < leaseVersion {
-			if err == nil {
-				err = fmt.Errorf("table %s is of version %d and this program needs version %d: call MigrateQuorum", table.String, v, leaseVersion)
-			}
-			return l.unfit(err.Error())
-		}
-		l.table.Store(&table.String)
-		break
 	}
-	if pqPID(l.inner) != l.pid {
-		l.pid = 0 // there is a pooler, and it may change
+	if err := l.nearEnough(ctx); err != nil {
+		return err
+	}
+	return l.examine(ctx)
+}
+
+// dial connects. Where the server has no connection left, or a pooler none for us,
+// one of those that lie idle in the pool is given up for it.
+func (l *link) dial(ctx context.Context) (*sql.Conn, error) {
+	first := ctx
+	if deadline, ok := ctx.Deadline(); ok {
+		var cancel context.CancelFunc
+		first, cancel = context.WithTimeout(ctx, time.Until(deadline)/2)
+		defer cancel()
+	}
+	conn, err := l.own.Conn(hook.Own(first))
+	if code, _ := sqlState(err); err == nil || ctx.Err() != nil || code != "53300" && first.Err() == nil {
+		return conn, err
+	}
+	if s, ok := l.t.pool(); !ok || s.idle == 0 {
+		return nil, err
+	}
+	// It is had at once, unless it has gone meanwhile.
+	at, cancel := context.WithTimeout(hook.Own(ctx), l.cfg.attempt/4)
+	defer cancel()
+	if idle, e := l.db.Conn(at); e == nil {
+		_ = idle.Raw(func(any) error { return driver.ErrBadConn })
+		_ = idle.Close()
+		l.cfg.log.Info("baldur: a connection of the pool was closed to make room for the lease's", "lease", l.cfg.name, "error", err)
+	}
+	return l.own.Conn(hook.Own(ctx))
+}
+
+// ownConnector connects as the pool does, beside it.
+type ownConnector struct {
+	poolDialer
+	drv  driver.Driver
+	sock *socket // of the last connection
+}
+
+type poolDialer interface {
+	dial(context.Context) (driver.Conn, *socket, error)
+}
+
+func (c *ownConnector) Connect(ctx context.Context) (ci driver.Conn, err error) {
+	ci, c.sock, err = c.dial(ctx)
+	return ci, err
+}
+
+func (c *ownConnector) Driver() driver.Driver { return c.drv }
+
+// examine takes the settings that the session needs, refuses a server that cannot
+// keep the promises, and finds the table.
+func (l *link) examine(ctx context.Context) error {
+	var recovery, writable bool
+	var pid int64
+	var version, source hexText
+	err := l.queryRow(ctx, readOnly, sqlFill(`SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.pg_backend_pid(), `+sqlHex("pg_catalog.version()")+`,
+	s.setting {=} 'off'::pg_catalog.text, `+sqlHex("s.source")+` FROM pg_catalog.pg_settings s WHERE s.name {=} 'default_transaction_read_only'::pg_catalog.text`),
+		&recovery, &pid, &version, &writable, &source)
+	if err != nil {
+		return err
+	}
+	// Whoever runs the server may want it not to be written: it may have been replaced
+	// by another one. What a role, a database, a DSN or a hook sets is for the program.
+	byServer := source == "configuration file" || source == "command line" || source == "environment variable"
+	switch {
+	case recovery:
+		return l.unfit("the server is a standby: a lease needs the primary server (target_session_attrs=read-write finds it)")
+	case !writable && byServer:
+		return l.unfit("the server is read-only (default_transaction_read_only in its configuration): a lease needs to write")
+	case !strings.HasPrefix(string(version), "PostgreSQL "):
+		return l.unfit(fmt.Sprintf("the server is %.60q; the witness must be a PostgreSQL", string(version)))
+	}
+	l.overrule = !writable
+	if l.pooler = int64(pqPID(l.inner)) != pid; !l.pooler { // with another driver than pq it is not known
+		l.pid.Store(pid)
+		if err := l.settle(ctx); err != nil {
+			return err
+		}
+	}
+	if err := l.findTable(ctx); err != nil {
+		return err
 	}
 	if err := l.proveLocks(ctx); err != nil {
 		return err
 	}
-	return l.greet(ctx)
+	return l.makeRow(ctx)
+}
+
+// settle sets, for the session, what would end it between two requests or in one: not
+// behind a pooler, where the session is also another's.
+func (l *link) settle(ctx context.Context) error {
+	return l.ask(ctx, readOnly, sqlFill(`SELECT pg_catalog.set_config(s.name, '0'::pg_catalog.text, false) FROM pg_catalog.pg_settings s
+	WHERE s.name {=} ANY (ARRAY['idle_session_timeout', 'transaction_timeout']::pg_catalog.text[])`),
+		func(*sql.Rows) error { return nil })
+}
+
+// findTable finds the lease table, and makes it where there is none.
+func (l *link) findTable(ctx context.Context) error {
+	spec := l.cfg.leaseTable()
+	known := l.table.Load()
+	for made := false; ; made = true {
+		found, err := spec.find(ctx, func(ctx context.Context, query string, each func(*sql.Rows) error) error {
+			return l.ask(ctx, readOnly, query, each)
+		})
+		if err != nil {
+			return err
+		}
+		oid := int64(0)
+		if known != nil {
+			oid = known.oid
+		}
+		t, err := spec.choose(found, oid)
+		switch {
+		case err == nil && t == nil && !made:
+			err = l.run(ctx, func(ctx context.Context) error { return spec.migrate(ctx, l.conn, l.cfg.attempt, false) })
+			if err != nil {
+				return fmt.Errorf("baldur: lease %q: there is no table %s, and it cannot be made (MigrateQuorum makes it, by a role that may): %w", l.cfg.name, spec.newName(), err)
+			}
+			continue
+		case err == nil && t == nil:
+			err = fmt.Errorf("table %s was made and is gone", spec.newName())
+		}
+		if err != nil {
+			return l.unfit(err.Error())
+		}
+		if known != nil && known.oid != t.oid {
+			l.cfg.log.Warn("baldur: the lease table is another one than before, so that what it says may be older", "lease", l.cfg.name, "table", t.name)
+		}
+		l.table.Store(&linkTable{t.oid, t.name, t.lacks})
+		return nil
+	}
 }
 
 // nearEnough refuses a server that is too far away for the TTL.
 func (l *link) nearEnough(ctx context.Context) error {
 	var rtt time.Duration
 	for range 2 { // it may be slow just now
-		var one int
 		began := time.Now()
-		if err := l.queryRow(ctx, "SELECT 1", &one); err != nil {
+		err := l.run(ctx, func(ctx context.Context) error { return l.conn.QueryRowContext(ctx, "SELECT 1").Scan(new(int)) })
+		if err != nil {
 			return err
 		}
 		if rtt = time.Since(began); 4*rtt+2*l.cfg.margin <= l.cfg.ttl {
@@ -221,34 +273,80 @@ func (l *link) nearEnough(ctx context.Context) error {
 	return l.unfit(fmt.Sprintf("a round trip takes %v, and the TTL is %v: it must be at least 4 round trips and 2 margins (TTL >= 4*%v + 2*%v)", rtt, l.cfg.ttl, rtt, l.cfg.margin))
 }
 
-// greet makes the lease's row if there is none, and begins to listen.
-func (l *link) greet(ctx context.Context) error {
+// makeRow makes the lease's row if there is none.
+func (l *link) makeRow(ctx context.Context) error {
 	w := pgWitness{l.cfg, l}
 	var there bool
-	if err := l.queryRow(ctx, w.fill(leaseExists), &there); err != nil {
+	if err := l.queryRow(ctx, readOnly, w.fill(leaseExists), &there); err != nil || there {
 		return err
 	}
-	if !there {
-		if err := l.exec(ctx, w.fill(leaseInsert)); err != nil {
-			return err
+	return l.ask(ctx, readWrite, w.fill(leaseInsert), nil)
+}
+
+// attend begins to listen, and tells whether it has. It comes when requests have succeeded
+// and there is time to wait: without it, changes are found by polling.
+func (l *link) attend(ctx context.Context) bool {
+	if !l.cfg.notify || !canPeek || l.sock == nil || l.pooler || time.Now().Before(l.deaf) {
+		return false
+	}
+	if l.listen = l.aside(ctx, "LISTEN "+pq.QuoteIdentifier(leaseChannel(l.cfg.name))); !l.listen {
+		l.deaf = time.Now().Add(3 * l.cfg.ttl)
+	}
+	return l.listen
+}
+
+// announce tells those who listen of a change. It is a request of its own, after the
+// commit: a notification can fail, or wait, for what others have notified.
+func (l *link) announce(ctx context.Context) {
+	if l.cfg.notify && l.conn != nil && ctx.Err() == nil && !time.Now().Before(l.mute) {
+		if !l.aside(ctx, "NOTIFY "+pq.QuoteIdentifier(leaseChannel(l.cfg.name))) {
+			l.mute = time.Now().Add(3 * l.cfg.ttl)
 		}
 	}
-	if l.cfg.notify && canPeek && l.sock != nil && l.pid != 0 {
-		if err := l.exec(ctx, "LISTEN "+pq.QuoteIdentifier(leaseChannel(l.cfg.name))); err != nil {
-			return err
-		}
-		l.listen = true
+}
+
+// aside does what can be done without, in a small part of an attempt.
+func (l *link) aside(ctx context.Context, command string) bool {
+	ctx, cancel := context.WithTimeout(ctx, l.cfg.attempt/2)
+	defer cancel()
+	err := l.within(ctx, l.cfg.attempt/4, readWrite, command, nil)
+	if err != nil && ctx.Err() == nil {
+		l.cfg.log.Warn("baldur: no notifications of the lease's changes for now", "lease", l.cfg.name, "error", err)
 	}
-	return nil
+	return err == nil
 }
 
 func (l *link) unfit(why string) error {
 	return refusal{fmt.Errorf("baldur: lease %q: %s", l.cfg.name, why)}
 }
 
+// explain adds to a server's answer what there is more to say.
+func (l *link) explain(err error, code string) error {
+	why := ""
+	switch code {
+	case "55P03":
+		why = "a lock was not had in time: transactions that the last primary guards (RequirePrimary) are still open, or somebody has locked the table"
+	case "42501":
+		t := l.table.Load()
+		switch {
+		case t == nil:
+			return err
+		case len(t.lacks) > 0:
+			why = "the role lacks " + strings.Join(t.lacks, ", ")
+		default:
+			why = "the role needs USAGE on the schema of the lease table, SELECT, INSERT and UPDATE on the table, and EXECUTE on pg_catalog.pg_control_system()"
+		}
+	case "25006", "0A000":
+		why = "the server is read-only"
+	default:
+		return err
+	}
+	return fmt.Errorf("baldur: lease %q: %s: %w", l.cfg.name, why, err)
+}
+
 // proveLocks finds out whether the server's advisory locks are more than stubs,
 // as some that speak PostgreSQL's protocol have: two connections must not have
-// the same one. It is done once. Where the second connection cannot be had, it
+// the same one. It is done once. Where the second connection cannot be had soon, it
 // is left for the next time: what it protects is order among candidates, not safety.
 func (l *link) proveLocks(ctx context.Context) error {
 	if l.proved {
@@ -258,9 +356,13 @@ func (l *link) proveLocks(ctx context.Context) error {
 	if !ok {
 		return nil
 	}
+	soon := l.cfg.attempt / 2
+	if deadline, ok := ctx.Deadline(); ok {
+		soon = min(soon, time.Until(deadline)/4)
+	}
 	var b [8]byte
 	_, _ = rand.Read(b[:])
-	try := fmt.Sprintf("SELECT pg_catalog.pg_try_advisory_xact_lock(%d)", int64(binary.NativeEndian.Uint64(b[:])))
+	try := "SELECT pg_catalog.pg_try_advisory_xact_lock(" + quoted(int64(binary.NativeEndian.Uint64(b[:]))) + "::pg_catalog.int8)"
 	other := sql.OpenDB(beside.untracked()) // which ctx's deadline ends
 	defer func() { _ = other.Close() }()
 	var first, second bool
@@ -274,7 +376,9 @@ func (l *link) proveLocks(ctx context.Context) error {
 		if err := tx.QueryRowContext(own, try).Scan(&first); err != nil {
 			return err
 		}
-		otherErr = other.QueryRowContext(hook.Own(ctx), try).Scan(&second)
+		ctx, cancel := context.WithTimeout(hook.Own(ctx), soon)
+		defer cancel()
+		otherErr = other.QueryRowContext(ctx, try).Scan(&second)
 		return nil
 	})
 	if err != nil {
@@ -291,20 +395,108 @@ func (l *link) proveLocks(ctx context.Context) error {
 	return nil
 }
 
-func (l *link) exec(ctx context.Context, query string) error {
+// txMode is how a request's transaction begins.
+type txMode bool
+
+const (
+	readOnly  txMode = false
+	readWrite txMode = true
+)
+
+// ask does a request: a statement in a transaction of its own, which the server too
+// ends soon after an attempt's time, whatever is locked.
+func (l *link) ask(ctx context.Context, mode txMode, statement string, each func(*sql.Rows) error) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, l.cfg.attempt, errAttempt)
+	defer cancel()
+	return l.within(ctx, l.cfg.attempt, mode, statement, each)
+}
+
+func (l *link) queryRow(ctx context.Context, mode txMode, statement string, dest ...any) error {
+	none := true
+	err := l.ask(ctx, mode, statement, func(rows *sql.Rows) error {
+		none = false
+		return rows.Scan(dest...)
+	})
+	if err == nil && none {
+		err = l.failed(sql.ErrNoRows)
+	}
+	return err
+}
+
+// serverGrace is for how long the server goes on with a request after its time. A wait
+// for a synchronous standby that is cancelled is a success with a warning, which not all
+// drivers tell of: we must have given up before.
+const serverGrace = 500 * time.Millisecond
+
+// within does a request within a time. The settings are a transaction's, and come
+// before the statement: it waits for the locks of its tables before anything in it is
+// carried out.
+//
+// With lib/pq that is one message. Other drivers send a statement at a time.
+func (l *link) within(ctx context.Context, limit time.Duration, mode txMode, statement string, each func(*sql.Rows) error) error {
+	wait, limitMS := max(1, (limit*4/5).Milliseconds()), (limit + serverGrace).Milliseconds()
 	return l.run(ctx, func(ctx context.Context) error {
-		_, err := l.conn.ExecContext(ctx, query)
+		if !l.pq {
+			return l.inTx(ctx, wait, limitMS, mode, statement, each)
+		}
+		access := ""
+		switch {
+		case mode == readOnly:
+			access = " READ ONLY"
+		case l.overrule:
+			access = " READ WRITE"
+		}
+		err := eachRow(ctx, l.conn, fmt.Sprintf("BEGIN ISOLATION LEVEL READ COMMITTED%s; SET LOCAL lock_timeout = %d; SET LOCAL statement_timeout = %d;"+
+			" SET LOCAL client_min_messages = warning; %s; COMMIT", access, wait, limitMS, statement), each)
+		if status := pqTxStatus(l.inner); err == nil && status != 'I' {
+			return fmt.Errorf("baldur: lease %q: the transaction has not ended: status %q", l.cfg.name, status)
+		}
 		return err
 	})
 }
 
-func (l *link) queryRow(ctx context.Context, query string, dest ...any) error {
-	return l.run(ctx, func(ctx context.Context) error {
-		return l.conn.QueryRowContext(ctx, query).Scan(dest...)
-	})
+func (l *link) inTx(ctx context.Context, wait, limit int64, mode txMode, statement string, each func(*sql.Rows) error) error {
+	tx, err := l.conn.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelReadCommitted, ReadOnly: mode == readOnly})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = tx.Rollback() }()
+	if mode == readWrite && l.overrule {
+		if _, err := tx.ExecContext(ctx, "SET TRANSACTION READ WRITE"); err != nil {
+			return err
+		}
+	}
+	err = tx.QueryRowContext(ctx, fmt.Sprintf("SELECT pg_catalog.set_config('lock_timeout'::pg_catalog.text, '%d'::pg_catalog.text, true),"+
+		" pg_catalog.set_config('statement_timeout'::pg_catalog.text, '%[2]d'::pg_catalog.text, true),"+
+		" pg_catalog.set_config('idle_in_transaction_session_timeout'::pg_catalog.text, '%[2]d'::pg_catalog.text, true)", wait, limit)).
+		Scan(new(string), new(string), new(string))
+	if err != nil {
+		return err
+	}
+	if err := eachRow(ctx, tx, statement, each); err != nil {
+		return err
+	}
+	return tx.Commit()
 }
 
-// run does one round trip. When ctx ends the socket is cut, so that nothing is
+// eachRow calls each for the rows of a query; nil where there are none to read.
+func eachRow(ctx context.Context, on interface {
+	QueryContext(context.Context, string, ...any) (*sql.Rows, error)
+}, query string, each func(*sql.Rows) error) error {
+	rows, err := on.QueryContext(ctx, query)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = rows.Close() }()
+	for rows.Next() {
+		if err := each(rows); err != nil {
+			return err
+		}
+	}
+	return errors.Join(rows.Err(), rows.Close())
+}
+
+// run does what goes over the connection. When ctx ends the socket is cut, so that nothing is
 // waited for; pq's own way would be to dial once more, to send a cancel request,
 // which on a silent network waits too. After an error that is not a refusal the
 // link is closed: what was sent may be carried out yet, but its reply will not
@@ -316,11 +508,17 @@ func (l *link) run(ctx context.Context, f func(context.Context) error) error {
 	ctx = hook.Own(ctx)
 	l.warned.Store(false)
 	if l.sock == nil {
-		return l.failed(f(ctx))
+		err := f(ctx)
+		if ctx.Err() != nil { // the answer may be of what the server has broken off
+			err = errors.Join(context.Cause(ctx), err)
+			l.close()
+			return err
+		}
+		return l.failed(err)
 	}
 	stop := context.AfterFunc(ctx, l.sock.cut)
 	err := f(context.WithoutCancel(ctx))
-	if !stop() { // cut, now or in a moment
+	if !stop() || ctx.Err() != nil { // cut, now or in a moment
 		err = errors.Join(context.Cause(ctx), err)
 		l.close()
 		return err
@@ -328,7 +526,10 @@ func (l *link) run(ctx context.Context, f func(context.Context) error) error {
 	return l.failed(err)
 }
 
-// failed looks at what came of a round trip.
+// failed looks at what came of a round trip. Of a refusal it is often not the request
+// but the connection that must change: the server has become read-only, the table has
+// moved, a right was given. So the next request connects anew, but where somebody only
+// has a lock.
 func (l *link) failed(err error) error {
 	if err == nil && l.warned.Load() {
 		err = errors.New("baldur: the server committed with a warning: it may not be on the synchronous standby")
@@ -336,21 +537,28 @@ func (l *link) failed(err error) error {
 	if err == nil {
 		return nil
 	}
-	err = l.classify(err)
-	if !isRefusal(err) || errors.Is(err, errNoRow) { // to connect makes the row
-		l.close()
+	if code, _ := sqlState(err); code == "55P03" {
+		return l.classify(err)
 	}
+	err = l.classify(err)
+	l.close()
 	return err
 }
 
 // classify tells a server's answer from the failure to get one.
 func (l *link) classify(err error) error {
+	if isRefusal(err) {
+		return err
+	}
 	if code, ok := sqlState(err); ok {
 		switch code[:2] {
 		case "08", "57", "58", "XX": // the connection, the server's end, its disk, its faults: was it before the commit?
 			return err
 		}
-		return refusal{refuse(err, code, l.cfg.name)}
+		return refusal{l.explain(err, code)}
+	}
+	if pqPoisoned(err) { // it was not sent
+		return refusal{err}
 	}
 	if errors.Is(err, sql.ErrNoRows) {
 		return refusal{fmt.Errorf("baldur: lease %q: %w: it was deleted, or its name changed", l.cfg.name, errNoRow)}
@@ -367,58 +575,99 @@ func sqlState(err error) (code string, ok bool) {
 	return "", false
 }
 
-// close gives the connection up, and not back: it may be cut, and LISTENs.
+// close gives the connection up.
 func (l *link) close() {
+	if l.sock != nil {
+		l.sock.endBy(time.Now().Add(closeGrace)) // for pq's farewell
+	}
 	if l.conn != nil {
-		_ = l.conn.Raw(func(any) error { return driver.ErrBadConn })
 		_ = l.conn.Close()
 	}
-	if l.beside != nil {
-		_ = l.beside.Close()
+	if l.own != nil {
+		_ = l.own.Close()
 	}
-	l.conn, l.inner, l.beside, l.sock, l.pid, l.listen = nil, nil, nil, nil, 0, false
+	l.conn, l.own, l.inner, l.sock, l.pq, l.pooler, l.listen, l.overrule = nil, nil, nil, nil, false, false, false, false
+	l.pid.Store(0)
 }
 
+// closeGrace is how long the farewell to the server may take.
+const closeGrace = 200 * time.Millisecond
+
 func (l *link) isOpen() bool { return l.conn != nil }
+
+// bellPart of a TTL passes between two bells that are answered. Whoever may connect can
+// ring; it costs a change that comes just then as much time.
+const bellPart = 50
 
 // wait returns after d, or sooner on interrupt, if unless says so at the
 // beginning, or, with bell, if there is news of the lease, which the next
 // request will read.
 func (l *link) wait(d time.Duration, bell bool, unless func() bool) {
-	var rc syscall.RawConn
-	if bell && l.listen {
-		if pqBuffered(l.inner) > 0 {
-			return // pq has read more than the last reply
+	if bell && !l.listen && l.isOpen() && !unless() && l.attend(context.Background()) {
+		return // for a look at what was announced before
+	}
+	if !bell || !l.listen {
+		l.pause(d, unless)
+		return
+	}
+	if early := time.Until(l.heardBell.Add(l.cfg.ttl / bellPart)); early > 0 {
+		if early = min(early, d); l.pause(early, unless) || early == d {
+			return
 		}
-		if sc, ok := l.sock.Conn.(syscall.Conn); ok {
-			rc, _ = sc.SyscallConn()
-		}
+		d -= early
+	}
+	if l.awaitBell(d, unless) {
+		l.heardBell = time.Now()
+	}
+}
+
+// pause waits for d, and tells whether it was interrupted.
+func (l *link) pause(d time.Duration, unless func() bool) bool {
+	l.mu.Lock()
+	now := d <= 0 || unless()
+	l.mu.Unlock()
+	if now {
+		return true
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return false
+	case <-l.wake:
+		return true
+	}
+}
+
+// awaitBell waits for something to read, and tells whether there is.
+func (l *link) awaitBell(d time.Duration, unless func() bool) bool {
+	if pqBuffered(l.inner) > 0 {
+		return true // pq has read more than the last reply
+	}
+	sc, ok := l.sock.Conn.(syscall.Conn)
+	if !ok {
+		l.pause(d, unless)
+		return false
+	}
+	rc, err := sc.SyscallConn()
+	if err != nil {
+		return true // the next request will find out
 	}
 	l.mu.Lock()
 	if d <= 0 || unless() {
 		l.mu.Unlock()
-		return
-	}
-	if rc == nil {
-		l.mu.Unlock()
-		timer := time.NewTimer(d)
-		defer timer.Stop()
-		select {
-		case <-timer.C:
-		case <-l.wake:
-		}
-		return
+		return false
 	}
 	select {
 	case <-l.wake:
 		l.mu.Unlock()
-		return
+		return false
 	default:
 	}
 	l.waiting = true
 	_ = l.sock.Conn.SetReadDeadline(time.Now().Add(d))
 	l.mu.Unlock()
-	awaitReadable(rc)
+	ready := awaitReadable(rc)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.waiting = false
@@ -427,6 +676,7 @@ func (l *link) wait(d time.Duration, bell bool, unless func() bool) {
 	case <-l.wake:
 	default:
 	}
+	return ready
 }
 
 // interrupt ends a wait, this one or the next. It may be called by anyone.

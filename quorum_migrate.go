@@ -3,12 +3,21 @@ package baldur
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
-	"strings"
+	"slices"
+	"time"
+	"unicode/utf8"
+
+	"github.com/lib/pq"
+
+	"github.com/baldur-go/baldur/internal/hook"
 )
 
-// The lease table. Its version is in its comment, which a dump keeps.
+// The lease table. What version it is shows in its columns and indexes. The comment,
+// which people change, says it only to processes of a version before this one, and to
+// this one if it is of a later version.
 //
 // The unique index makes epoch a key column: a takeover, which changes it, then
 // waits for FOR KEY SHARE, and a renewal, which does not, passes: see
@@ -19,82 +28,317 @@ const (
 	leaseComment = "baldur quorum, version "
 	leaseVersion = 1
 
-	leaseSchema = `
-CREATE TABLE IF NOT EXISTS ` + leaseTable + ` (
-	name        text PRIMARY KEY,
-	epoch       bigint NOT NULL,             -- fencing token, never decreases
-	system_id   bigint,                      -- which server gave the epoch: NULL where none has
-	timeline    bigint,                      -- and in which of its timelines
-	lease_id    text,                        -- of the holder; NULL: free
-	region      text,                        -- of the holder, or the last one
-	renew_seq   bigint NOT NULL DEFAULT 0,
-	ttl_ms      integer NOT NULL DEFAULT 0,
-	acquired_at timestamptz,
-	renewed_at  timestamptz,
-	expires_at  timestamptz NOT NULL DEFAULT 'epoch'
-) WITH (fillfactor = 50);
-CREATE UNIQUE INDEX IF NOT EXISTS ` + leaseTable + `_fence ON ` + leaseTable + ` (name, epoch);
-COMMENT ON TABLE ` + leaseTable + ` IS '` + leaseComment + `1';`
+	leaseSchema = `CREATE TABLE IF NOT EXISTS {table} (
+	name        pg_catalog.text PRIMARY KEY,
+	epoch       pg_catalog.int8 NOT NULL,    -- fencing token, never decreases
+	system_id   pg_catalog.int8,             -- which server gave the epoch: NULL where none has
+	timeline    pg_catalog.int8,             -- and in which of its timelines
+	lease_id    pg_catalog.text,             -- of the holder; NULL: free
+	region      pg_catalog.text,             -- of the holder, or the last one
+	renew_seq   pg_catalog.int8 NOT NULL DEFAULT 0,
+	ttl_ms      pg_catalog.int4 NOT NULL DEFAULT 0,
+	acquired_at pg_catalog.timestamptz,
+	renewed_at  pg_catalog.timestamptz,
+	expires_at  pg_catalog.timestamptz NOT NULL DEFAULT 'epoch'
+) WITH (fillfactor = 50)`
+
+	fenceIndex = `CREATE UNIQUE INDEX IF NOT EXISTS {index} ON {table} (name, epoch)`
 )
 
-// MigrateQuorum creates the lease table, baldur_lease, in the first schema of the
-// search_path, or brings it up to date. It may be called any number of times, by
-// any number of processes at once. It needs the right to create a table; a role
-// that only uses it needs SELECT, INSERT and UPDATE on it (one that only calls
-// RequirePrimary: SELECT and UPDATE).
+func (c *quorumConfig) leaseTable() *tableSpec {
+	spec := &tableSpec{
+		usual: leaseTable, table: leaseTable, owners: c.owners, mark: leaseComment,
+		columns: map[string]string{
+			"name": "text", "epoch": "bigint", "system_id": "bigint", "timeline": "bigint", "lease_id": "text", "region": "text", "renew_seq": "bigint",
+			"ttl_ms": "integer", "acquired_at": "timestamp with time zone", "renewed_at": "timestamp with time zone", "expires_at": "timestamp with time zone",
+		},
+		create: []string{leaseSchema, `COMMENT ON TABLE {table} IS '` + leaseComment + `1'`},
+		fence:  fenceIndex,
+		remedy: "name the one that all processes are to use (WithLeaseTable)",
+	}
+	if c.table != nil {
+		spec.schema, spec.table = c.table[0], c.table[1]
+		spec.remedy = "MigrateQuorum with WithLeaseTable makes it"
+	}
+	return spec
+}
+
+// MigrateQuorum creates the lease table, public.baldur_lease, or finds the one that
+// there is, in any schema, and makes sure that it is what it must be. It may be called
+// any number of times, by any number of processes at once.
+//
+// It needs the right to create a table in the schema. A role that only uses the table
+// needs USAGE on the schema, SELECT, INSERT and UPDATE on the table (one that only calls
+// RequirePrimary: SELECT and UPDATE), and EXECUTE on pg_catalog.pg_control_system, which
+// everyone has unless it was revoked. The table's owner must be the role itself or one
+// that it is a member of, the database's owner, a superuser, or one of WithLeaseOwner.
+//
+// Of opts, WithLeaseTable and WithLeaseOwner count. With WithLeaseTable the table is made
+// although there is one of another name. Without, an error names the tables if there are
+// several that could be meant.
 //
 // The table must stay LOGGED, and its rows must not be deleted, nor restored
 // from a backup while a lease is held: the witness must not forget.
-func MigrateQuorum(ctx context.Context, db *sql.DB) error {
+func MigrateQuorum(ctx context.Context, db *sql.DB, opts ...QuorumOption) error {
 	if db == nil {
 		return errors.New("baldur: MigrateQuorum: the pool is nil")
 	}
-	if err := migrateQuorum(ctx, db); err != nil {
+	cfg, err := newQuorumConfig(anyRegion, opts)
+	if err == nil {
+		err = onCleanConn(ctx, db, func(ctx context.Context, conn *sql.Conn) error {
+			return cfg.leaseTable().migrate(ctx, conn, migrateTimeout, true)
+		})
+	}
+	if err != nil {
 		return fmt.Errorf("baldur: MigrateQuorum: %w", err)
 	}
 	return nil
 }
 
-func migrateQuorum(ctx context.Context, on interface {
-	BeginTx(context.Context, *sql.TxOptions) (*sql.Tx, error)
-}) error {
-	tx, err := on.BeginTx(ctx, nil)
+// LeaseTable returns the name, quoted and with its schema, of the table that MigrateQuorum
+// and PGQuorum use in the database of db; "" if there is none yet. It changes nothing, and
+// works on a standby. Of opts, WithLeaseTable and WithLeaseOwner count.
+func LeaseTable(ctx context.Context, db *sql.DB, opts ...QuorumOption) (name string, err error) {
+	if db == nil {
+		return "", errors.New("baldur: LeaseTable: the pool is nil")
+	}
+	cfg, err := newQuorumConfig(anyRegion, opts)
+	if err == nil {
+		var found []foundTable
+		spec := cfg.leaseTable()
+		if found, err = spec.find(ctx, func(ctx context.Context, query string, each func(*sql.Rows) error) error {
+			return eachRow(ctx, db, query, each)
+		}); err == nil {
+			var t *foundTable
+			if t, err = spec.choose(found, 0); t != nil {
+				name = t.name
+			}
+		}
+	}
+	if err != nil {
+		return "", fmt.Errorf("baldur: LeaseTable: %w", err)
+	}
+	return name, nil
+}
+
+// anyRegion stands where no lease is taken.
+const anyRegion = "-"
+
+// MoveLeaseTable gives the lease table the name to, as "ops.baldur_lease", while no
+// process uses it. Processes that run when it is moved may go on with it; those of a
+// version before this one would not find it, and make a second one: stop all of them.
+//
+// It returns an error, and moves nothing, if a lease is held, or has not been expired for
+// its TTL, by the server's clock. Processes that start afterwards find the table where it
+// is; WithLeaseTable is needed if its name is another one than baldur_lease. Of opts,
+// WithLeaseTable, for the table as it is, and WithLeaseOwner count. It needs to be the
+// table's owner and the right to create in the new schema.
+func MoveLeaseTable(ctx context.Context, db *sql.DB, to string, opts ...QuorumOption) error {
+	if db == nil {
+		return errors.New("baldur: MoveLeaseTable: the pool is nil")
+	}
+	cfg, err := newQuorumConfig(anyRegion, opts)
+	if err == nil {
+		var target [2]string
+		if target, err = parseLeaseTable(to); err == nil {
+			err = onCleanConn(ctx, db, func(ctx context.Context, conn *sql.Conn) error { return cfg.leaseTable().move(ctx, conn, target) })
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("baldur: MoveLeaseTable: %w", err)
+	}
+	return nil
+}
+
+func (spec *tableSpec) move(ctx context.Context, conn *sql.Conn, to [2]string) error {
+	tx, err := spec.begin(ctx, conn, migrateTimeout)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = tx.Rollback() }()
-	// CREATE TABLE IF NOT EXISTS fails if two do it at once.
-	if _, err := tx.ExecContext(ctx, fmt.Sprintf("SELECT pg_catalog.pg_advisory_xact_lock(%d)", leaseLockKey(leaseTable))); err != nil {
-		return err
-	}
-	var comment sql.NullString
-	if err := tx.QueryRowContext(ctx, "SELECT pg_catalog.obj_description(pg_catalog.to_regclass('"+leaseTable+"'), 'pg_class')").Scan(&comment); err != nil {
-		return err
-	}
-	version, err := leaseTableVersion(comment.String)
+	t, err := spec.findIn(ctx, tx, false)
 	if err != nil {
 		return err
 	}
-	if version < leaseVersion {
-		if _, err := tx.ExecContext(ctx, leaseSchema); err != nil {
+	if t == nil {
+		return errors.New("there is no lease table")
+	}
+	if _, err := tx.ExecContext(ctx, "LOCK TABLE "+t.name+" IN ACCESS EXCLUSIVE MODE"); err != nil {
+		return err
+	}
+	var live []string
+	err = eachRow(ctx, tx, sqlFill(`SELECT `+sqlHex("l.name")+` FROM {lease} l WHERE l.lease_id IS NOT NULL
+	AND (l.expires_at {+} (l.ttl_ms {*} '1 millisecond'::pg_catalog.interval)) {>} pg_catalog.clock_timestamp()`, "{lease}", t.name), func(rows *sql.Rows) error {
+		var name hexText
+		err := rows.Scan(&name)
+		live = append(live, string(name))
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if len(live) > 0 {
+		return fmt.Errorf("leases of %s are live, or were until a moment ago: %q", t.name, live)
+	}
+	parts, err := splitIdentifier(t.name)
+	if err != nil {
+		return err
+	}
+	old := parts[0]
+	if old != to[0] {
+		if _, err := tx.ExecContext(ctx, "ALTER TABLE "+t.name+" SET SCHEMA "+pq.QuoteIdentifier(to[0])); err != nil {
+			return err
+		}
+	}
+	if name := parts[1]; name != to[1] {
+		if _, err := tx.ExecContext(ctx, "ALTER TABLE "+pq.QuoteIdentifier(to[0])+"."+pq.QuoteIdentifier(name)+" RENAME TO "+pq.QuoteIdentifier(to[1])); err != nil {
 			return err
 		}
 	}
 	return tx.Commit()
 }
 
-// leaseTableVersion reads the version in the table's comment; 0: there is none.
-func leaseTableVersion(comment string) (int, error) {
-	text, ok := strings.CutPrefix(comment, leaseComment)
-	if !ok {
-		return 0, nil
+// parseLeaseTable reads a name of WithLeaseTable's.
+func parseLeaseTable(name string) (table [2]string, err error) {
+	parts, err := splitIdentifier(name)
+	switch {
+	case err != nil:
+	case len(parts) != 2 || parts[0] == "" || parts[1] == "":
+		err = errors.New(`it must have a schema, as "ops.baldur_lease"`)
+	case len(parts[0]) > maxIdentifier || len(parts[1]) > maxIdentifier:
+		err = fmt.Errorf("a part of it has more than the %d bytes that PostgreSQL takes", maxIdentifier)
 	}
-	var version int
-	if _, err := fmt.Sscanf(text, "%d", &version); err != nil {
-		return 0, fmt.Errorf("the comment of table %s, %q, has no version that can be read", leaseTable, comment)
+	if err != nil {
+		return table, fmt.Errorf("lease table %.80q: %w", name, err)
 	}
-	if version > leaseVersion {
-		return 0, fmt.Errorf("table %s is of version %d and this program knows version %d: it is older than the table", leaseTable, version, leaseVersion)
+	return [2]string(parts), nil
+}
+
+// onCleanConn calls f with a connection whose session is new: made beside the pool by its
+// connector, if it is baldur's. Of another pool, or where that cannot be had, it is one of
+// the pool's, and a transaction that it is in, which nobody can go on with, ends.
+func onCleanConn(ctx context.Context, db *sql.DB, f func(context.Context, *sql.Conn) error) error {
+	ctx, cancel := context.WithTimeout(hook.Own(ctx), migrateTimeout)
+	defer cancel()
+	var conn *sql.Conn
+	err := errNotOurs
+	if d, ok := db.Driver().(interface{ untracked() driver.Connector }); ok {
+		own := sql.OpenDB(d.untracked()) // which ctx's deadline ends
+		defer func() { _ = own.Close() }()
+		first, cancel := context.WithTimeout(ctx, migrateTimeout/4)
+		conn, err = own.Conn(first)
+		cancel()
 	}
-	return version, nil
+	if err != nil {
+		if conn, err = db.Conn(ctx); err != nil {
+			return err
+		}
+	}
+	defer func() { _ = conn.Close() }()
+	if _, err := conn.ExecContext(ctx, "ROLLBACK"); err != nil {
+		return err
+	}
+	return f(ctx, conn)
+}
+
+// migrateTimeout bounds a migration, which waits for locks of others.
+const migrateTimeout = time.Minute
+
+// migrate finds the table, or makes it; asked, also beside one of another name.
+//
+// CREATE TABLE IF NOT EXISTS fails if two do it at once. An advisory lock would keep the
+// one from the other, but anybody can keep that: it is tried again.
+func (spec *tableSpec) migrate(ctx context.Context, conn *sql.Conn, limit time.Duration, asked bool) error {
+	for {
+		err := spec.migrateOnce(ctx, conn, limit, asked)
+		code, _ := sqlState(err)
+		switch code {
+		case "23505", "42P07", "42710", "40P01", "42P06":
+		default:
+			return err
+		}
+		if ctx.Err() != nil {
+			return err
+		}
+	}
+}
+
+func (spec *tableSpec) migrateOnce(ctx context.Context, conn *sql.Conn, limit time.Duration, asked bool) error {
+	tx, err := spec.begin(ctx, conn, limit)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = tx.Rollback() }()
+	t, err := spec.findIn(ctx, tx, asked)
+	if t == nil && err == nil {
+		for _, create := range append(spec.create, spec.fence) {
+			if _, err := tx.ExecContext(ctx, sqlFill(create, "{table}", spec.newName(), "{index}", spec.indexName())); err != nil {
+				return err
+			}
+		}
+		t, err = spec.findIn(ctx, tx, asked)
+	}
+	if errors.Is(err, errNoFence) && asked {
+		if _, err := tx.ExecContext(ctx, sqlFill(spec.fence, "{table}", t.name, "{index}", spec.indexName())); err != nil {
+			return err
+		}
+		t, err = spec.findIn(ctx, tx, asked)
+	}
+	switch {
+	case err != nil:
+		return err
+	case t == nil:
+		return fmt.Errorf("table %s was made and is not found", spec.newName())
+	}
+	return tx.Commit()
+}
+
+// begin begins a transaction that makes or changes a table, with the settings that it needs.
+func (spec *tableSpec) begin(ctx context.Context, conn *sql.Conn, limit time.Duration) (*sql.Tx, error) {
+	tx, err := conn.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
+	if err != nil {
+		return nil, err
+	}
+	if deadline, ok := ctx.Deadline(); ok {
+		limit = min(limit, time.Until(deadline))
+	}
+	for _, set := range []string{
+		"SET TRANSACTION READ WRITE",
+		fmt.Sprintf("SET LOCAL lock_timeout = %d", max(1, (limit*4/5).Milliseconds())),
+		fmt.Sprintf("SET LOCAL statement_timeout = %d", (limit + serverGrace).Milliseconds()),
+		fmt.Sprintf("SET LOCAL idle_in_transaction_session_timeout = %d", (limit + serverGrace).Milliseconds()),
+		"SET LOCAL default_tablespace = ''", "SET LOCAL default_table_access_method = heap",
+	} {
+		if _, err := tx.ExecContext(ctx, set); err != nil {
+			_ = tx.Rollback()
+			return nil, err
+		}
+	}
+	return tx, nil
+}
+
+// findIn finds the table that the spec means; if asked for by its name, whatever tables of
+// other names there are.
+func (spec *tableSpec) findIn(ctx context.Context, tx *sql.Tx, asked bool) (*foundTable, error) {
+	found, err := spec.find(ctx, func(ctx context.Context, query string, each func(*sql.Rows) error) error {
+		return eachRow(ctx, tx, query, each)
+	})
+	if err != nil {
+		return nil, err
+	}
+	if asked && spec.schema != "" {
+		found = slices.DeleteFunc(found, func(t foundTable) bool { return !t.namesake })
+	}
+	return spec.choose(found, 0)
+}
+
+// indexName is the name of the index of (name, epoch) in a table that is to be made.
+func (spec *tableSpec) indexName() string {
+	const suffix = "_fence"
+	name := spec.table
+	for len(name) > maxIdentifier-len(suffix) {
+		_, size := utf8.DecodeLastRuneInString(name)
+		name = name[:len(name)-size]
+	}
+	return pq.QuoteIdentifier(name + suffix)
 }

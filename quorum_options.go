@@ -27,6 +27,8 @@ const (
 // quorumConfig is what the options come to.
 type quorumConfig struct {
 	name, region string
+	table        *[2]string // schema and name; nil: the usual one
+	owners       []string   // roles that may own it
 	ttl          time.Duration
 	margin       time.Duration
 	renew        time.Duration
@@ -39,6 +41,7 @@ type quorumConfig struct {
 	clock        func() time.Duration
 	onAcquired   func(QuorumLease)
 	onLost       func(QuorumLease, LossReason)
+	errs         []error // of options
 }
 
 // belief is for how long after the sending of a request its success lets the
@@ -52,6 +55,27 @@ type QuorumOption func(*quorumConfig)
 // competes for it. Default "primary"; 1 to 200 bytes.
 func WithLeaseName(name string) QuorumOption {
 	return func(c *quorumConfig) { c.name = name }
+}
+
+// WithLeaseTable names the table that has the leases, with its schema, as
+// "ops.baldur_lease" or `ops."Leases"`: as [PGAdmin.ExecuteAggregateQuery] reads names. All
+// who compete for a lease must name the same.
+//
+// Default: the table baldur_lease in whatever schema it is, or in public, where it is
+// made if there is none. It does not depend on the search_path. If there are several, an error
+// names them, and this option is needed.
+func WithLeaseTable(name string) QuorumOption {
+	return func(c *quorumConfig) {
+		table, err := parseLeaseTable(name)
+		c.table, c.errs = &table, append(c.errs, err)
+	}
+}
+
+// WithLeaseOwner accepts lease and fence tables of these roles. In any case accepted are those
+// of the current role and of roles that it is a member of, of the database's owner, and of superusers.
+// Whoever owns a table can have code run with the rights of those who use it.
+func WithLeaseOwner(roles ...string) QuorumOption {
+	return func(c *quorumConfig) { c.owners = append(c.owners, roles...) }
 }
 
 // WithLeaseTTL sets how long a lease lasts that is not renewed, which is also
@@ -143,7 +167,7 @@ func newQuorumConfig(region string, opts []QuorumOption) (*quorumConfig, error) 
 	}
 	for _, o := range opts {
 		if o == nil {
-			return nil, errors.New("baldur: NewPGQuorum: a nil QuorumOption")
+			return nil, errors.New("a nil QuorumOption")
 		}
 		o(c)
 	}
@@ -162,14 +186,19 @@ func newQuorumConfig(region string, opts []QuorumOption) (*quorumConfig, error) 
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
 	}
-	if err := c.check(); err != nil {
-		return nil, fmt.Errorf("baldur: NewPGQuorum: %w", err)
-	}
-	return c, nil
+	return c, c.check()
 }
 
 // check names the inequality that does not hold.
 func (c *quorumConfig) check() error {
+	if err := errors.Join(c.errs...); err != nil {
+		return err
+	}
+	for _, role := range c.owners {
+		if err := checkName("role (WithLeaseOwner)", role); err != nil {
+			return err
+		}
+	}
 	if err := checkName("region", c.region); err != nil {
 		return err
 	}

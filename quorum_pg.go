@@ -59,15 +59,26 @@ import (
 // beside the new one, or pg_upgrade after a failover before anyone has taken the
 // lease. Servers that only speak PostgreSQL's protocol are refused.
 //
-// # Its connection
+// # Its connection and its table
 //
-// It keeps one connection of the pool, named "quorum lease …" in the reports. If
-// the pool is full the connection is made beside it. Loss of it does not end a
-// belief: it connects again and renews. The pool must be baldur's, so that a call
-// on a silent network can be cut: connections that baldur does not dial itself
-// (Wrap, OpenDB) are interrupted only as well as their driver heeds a ctx.
-// Behind PgBouncer, in any mode but statement, all works; a successor then learns
-// of a release by polling, every 0.3 TTL, not at once.
+// It keeps one connection of its own, which the pool's connector makes beside the
+// pool: it takes none of the pool's, and meets nothing that a program has left on
+// one. Stats has its process id. If the server has no connection left, an idle one of the
+// pool is closed to make room. Loss of it does not end a belief: it connects again and
+// renews. The pool must be baldur's, so that a call on a silent network can be cut: connections
+// that baldur does not dial itself (Wrap, OpenDB) are interrupted only as well as their driver
+// heeds a ctx. Behind PgBouncer, in any mode but statement, all works; a successor then learns
+// of a release by polling, every 0.2 TTL, not at once.
+//
+// Each request is a transaction of its own, with a lock_timeout and a statement_timeout, so that
+// the server too gives up half a second after the attempt's time at the latest. What it means does not
+// depend on the session: neither on the search_path nor the role, encoding, or defaults of a role, a
+// database or a DSN. Read-only defaults of these are overruled; the server's configuration is not.
+//
+// The table is looked for in all schemas: see [WithLeaseTable]. It must be plain: a
+// trigger, a rule, row level security, inheritance, a foreign key, and functions of
+// others in its defaults, constraints and indexes are refused, and so is an owner who
+// is not one of [WithLeaseOwner].
 type PGQuorum struct {
 	cfg     *quorumConfig
 	t       *Tracker
@@ -108,7 +119,7 @@ var _ QuorumWitness = (*PGQuorum)(nil)
 func NewPGQuorum(db *sql.DB, region string, opts ...QuorumOption) (*PGQuorum, error) {
 	cfg, err := newQuorumConfig(region, opts)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("baldur: NewPGQuorum: %w", err)
 	}
 	t := TrackerOf(db)
 	if t == nil {
@@ -121,6 +132,7 @@ func NewPGQuorum(db *sql.DB, region string, opts ...QuorumOption) (*PGQuorum, er
 // line is what a quorum hears of its witness by: a link, or a test's stand-in.
 type line interface {
 	wait(d time.Duration, bell bool, unless func() bool)
+	announce(ctx context.Context) // that the lease has changed
 	interrupt()
 	isOpen() bool
 	close()
@@ -223,6 +235,7 @@ func (q *PGQuorum) take(ctx context.Context) (bool, error) {
 	q.maybe = false
 	q.renewAt = sent + q.jittered(q.cfg.renew)
 	q.count(func(s *QuorumStats) { s.TakeoverWait = waited })
+	q.line.announce(ctx)
 	return true, nil
 }
 
@@ -332,10 +345,13 @@ func (q *PGQuorum) releaseOnce(ctx context.Context) error {
 	if q.watch.row.leaseID == q.id {
 		ctx, cancel := q.attempt(ctx)
 		defer cancel()
-		row, _, err := q.witness.release(ctx, q.id, q.watch.row.epoch)
+		row, ok, err := q.witness.release(ctx, q.id, q.watch.row.epoch)
 		if err != nil {
 			q.maybe = true
 			return q.failed("release", err)
+		}
+		if ok {
+			q.line.announce(ctx)
 		}
 		if err := q.heard(row); err != nil {
 			return q.failed("release", err)

@@ -10,7 +10,7 @@ import (
 
 // Parts of the TTL.
 const (
-	pollPart    = 0.3 // how often a candidate looks: it waits a TTL from the last look that met news
+	pollPart    = 0.2 // how often a candidate looks: it waits a TTL from the last look that met news
 	backoffPart = 6   // the longest pause after errors is a sixth
 	retryPart   = 20  // how often it tries while only the server's clock is against it
 

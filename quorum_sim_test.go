@@ -166,7 +166,9 @@ func (l *simLink) interrupt() {
 }
 
 func (l *simLink) isOpen() bool { return true }
-func (l *simLink) close()       {}
+
+func (l *simLink) announce(context.Context) {}
+func (l *simLink) close()                   {}
 
 // simFault is what happens at one moment.
 type simFault struct {

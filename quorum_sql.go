@@ -2,14 +2,13 @@ package baldur
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"hash/fnv"
 	"strconv"
 	"strings"
 	"time"
-
-	"github.com/lib/pq"
 )
 
 // pgWitness is the lease table of a PostgreSQL. Each request is one statement in
@@ -17,7 +16,9 @@ import (
 // compare-and-swap atomic in READ COMMITTED. The times are clock_timestamp(),
 // not now(), which is that of a transaction's begin.
 //
-// The statements have no parameters: see [PGAdmin].
+// The statements have no parameters: see [PGAdmin]. They mean the same in every
+// session: functions, operators, types and tables have their full names, literals
+// their exact type, and what is not ASCII is sent and received as digits.
 type pgWitness struct {
 	cfg  *quorumConfig
 	link *link
@@ -25,106 +26,155 @@ type pgWitness struct {
 
 var _ witness = pgWitness{}
 
-// The statements. What is in braces is filled in by pgWitness.sql.
-const (
-	leaseColumns = `epoch, renew_seq, coalesce(lease_id, ''), coalesce(region, ''), ttl_ms, expires_at <= pg_catalog.clock_timestamp(),
-	coalesce(acquired_at, 'epoch'), expires_at, coalesce(system_id, 0), coalesce(timeline, 0), {system}, {timeline}`
+// The statements. What is in braces is filled in by pgWitness.fill and sqlFill.
+var (
+	// The times are counts of microseconds: the text of a timestamp depends on the
+	// session's DateStyle.
+	leaseColumns = `l.epoch, l.renew_seq, ` + sqlHex(`coalesce(l.lease_id, ''::pg_catalog.text)`) + `, ` + sqlHex(`coalesce(l.region, ''::pg_catalog.text)`) + `,
+	l.ttl_ms, l.expires_at {<=} pg_catalog.clock_timestamp(), ` + sqlMicros("l.acquired_at") + `, ` + sqlMicros("l.expires_at") + `,
+	coalesce(l.system_id, 0::pg_catalog.int8), coalesce(l.timeline, 0::pg_catalog.int8), {system}, {timeline},
+	pg_catalog.transaction_timestamp() {=} pg_catalog.statement_timestamp()`
 
-	leaseObserve = `SELECT true, ` + leaseColumns + ` FROM {table} WHERE name = {name}`
+	leaseObserve = `SELECT true, true, ` + leaseColumns + ` FROM {table} l WHERE l.name {=} {name}`
 
 	// The row as it has become, or else as it was.
 	leaseReply = `
-SELECT true, ` + leaseColumns + ` FROM u UNION ALL
-SELECT false, ` + leaseColumns + ` FROM {table} WHERE name = {name} AND NOT EXISTS (SELECT FROM u)`
+SELECT true, g.got, ` + leaseColumns + ` FROM u l CROSS JOIN g UNION ALL
+SELECT false, g.got, ` + leaseColumns + ` FROM {table} l CROSS JOIN g WHERE l.name {=} {name} AND NOT EXISTS (SELECT FROM u)`
 
 	// One candidate at a time: the others need not queue for the row's lock, behind
-	// the transactions that the holder guards. The lock_timeout makes a wait for
-	// these end as a refusal, before the attempt is cut.
+	// the transactions that the holder guards. That is a courtesy, which anyone who
+	// may connect can withhold: see pgWitness.acquire.
 	leaseAcquire = `
 WITH g AS MATERIALIZED (
-	SELECT pg_catalog.pg_try_advisory_xact_lock({key}) AS got, pg_catalog.set_config('lock_timeout', '{patience}', true), {durable}
+	SELECT pg_catalog.pg_try_advisory_xact_lock({key}::pg_catalog.int8) AS got, {durable}
 ), u AS (
-	UPDATE {table} l SET epoch = greatest(l.epoch + 1, {floor} + 1, CASE
-			WHEN l.system_id = {system} AND l.timeline = {timeline} THEN 0
-			WHEN l.system_id = {system} THEN ((l.epoch >> {shift}) + {timeline} - l.timeline << {shift}) + 1
-			ELSE ((l.epoch >> {shift}) + {timeline} << {shift}) + 1 END),
-		system_id = {system}, timeline = {timeline}, lease_id = {id}, region = {region}, renew_seq = 0, ttl_ms = {ttl},
+	UPDATE {table} l SET epoch = greatest(l.epoch {+} 1::pg_catalog.int8, {floor}::pg_catalog.int8 {+} 1::pg_catalog.int8, CASE
+			WHEN l.system_id {=} {system} AND l.timeline {=} {timeline} THEN 0::pg_catalog.int8
+			WHEN l.system_id {=} {system} THEN ((((l.epoch {>>} {shift}) {+} {timeline}) {-} l.timeline) {<<} {shift}) {+} 1::pg_catalog.int8
+			ELSE (((l.epoch {>>} {shift}) {+} {timeline}) {<<} {shift}) {+} 1::pg_catalog.int8 END),
+		system_id = {system}, timeline = {timeline}, lease_id = {id}, region = {region}, renew_seq = 0::pg_catalog.int8, ttl_ms = {ttl},
 		acquired_at = pg_catalog.clock_timestamp(), renewed_at = pg_catalog.clock_timestamp(), expires_at = {expiry}
-	FROM g WHERE g.got AND l.name = {name}
-		AND l.epoch = {seen_epoch} AND l.renew_seq = {seen_seq} AND {timeline} = {seen_timeline} AND {system} = {seen_system}
-		AND (l.lease_id IS NULL OR l.lease_id = {id} OR l.expires_at <= pg_catalog.clock_timestamp() OR {ignore_clock})
-	RETURNING l.*, pg_catalog.pg_notify({channel}, '')
+	FROM g WHERE (g.got OR {ignore_lock}) AND l.name {=} {name}
+		AND l.epoch {=} {seen_epoch}::pg_catalog.int8 AND l.renew_seq {=} {seen_seq}::pg_catalog.int8
+		AND {timeline} {=} {seen_timeline}::pg_catalog.int8 AND {system} {=} {seen_system}::pg_catalog.int8
+		AND (l.lease_id IS NULL OR l.lease_id {=} {id} OR l.expires_at {<=} pg_catalog.clock_timestamp() OR {ignore_clock})
+	RETURNING l.*
 )` + leaseReply
 
 	// It does not look at the expiry: nobody else has taken the epoch, and the
 	// holder asks only while it believes. So a server's clock that is set forward
 	// deposes nobody.
 	leaseRenew = `
-WITH g AS MATERIALIZED (SELECT {durable}), u AS (
-	UPDATE {table} l SET renew_seq = l.renew_seq + 1, renewed_at = pg_catalog.clock_timestamp(), expires_at = {expiry}
-	FROM g WHERE l.name = {name} AND l.lease_id = {id} AND l.epoch = {epoch}
-	RETURNING l.*, pg_catalog.pg_notify({channel}, '')
+WITH g AS MATERIALIZED (SELECT true AS got, {durable}), u AS (
+	UPDATE {table} l SET renew_seq = l.renew_seq {+} 1::pg_catalog.int8, renewed_at = pg_catalog.clock_timestamp(), expires_at = {expiry}
+	FROM g WHERE l.name {=} {name} AND l.lease_id {=} {id} AND l.epoch {=} {epoch}::pg_catalog.int8
+	RETURNING l.*
 )` + leaseReply
 
 	leaseRelease = `
-WITH g AS MATERIALIZED (SELECT {durable}), u AS (
-	UPDATE {table} l SET renew_seq = l.renew_seq + 1, lease_id = NULL, expires_at = pg_catalog.clock_timestamp()
-	FROM g WHERE l.name = {name} AND l.lease_id = {id} AND l.epoch = {epoch}
-	RETURNING l.*, pg_catalog.pg_notify({channel}, '')
+WITH g AS MATERIALIZED (SELECT true AS got, {durable}), u AS (
+	UPDATE {table} l SET renew_seq = l.renew_seq {+} 1::pg_catalog.int8, lease_id = NULL, expires_at = pg_catalog.clock_timestamp()
+	FROM g WHERE l.name {=} {name} AND l.lease_id {=} {id} AND l.epoch {=} {epoch}::pg_catalog.int8
+	RETURNING l.*
 )` + leaseReply
 
 	// A new row is no server's, so that the first candidate waits as after a
 	// failover, which may have lost it; but in the first timeline there was none.
 	leaseInsert = `
 INSERT INTO {table} (name, epoch, system_id, timeline)
-SELECT {name}, t << {shift}, s, t FROM (SELECT 1::bigint, {system}) AS x(t, s) WHERE {timeline} = 1
-UNION ALL SELECT {name}, 0, NULL, NULL WHERE {timeline} > 1 ON CONFLICT DO NOTHING`
+SELECT {name}, x.t {<<} {shift}, x.s, x.t FROM (SELECT 1::pg_catalog.int8, {system}) AS x(t, s) WHERE {timeline} {=} 1::pg_catalog.int8
+UNION ALL SELECT {name}, 0::pg_catalog.int8, NULL, NULL WHERE {timeline} {>} 1::pg_catalog.int8 ON CONFLICT DO NOTHING`
 
-	leaseExists = `SELECT EXISTS (SELECT FROM {table} WHERE name = {name})`
+	leaseExists = `SELECT EXISTS (SELECT FROM {table} l WHERE l.name {=} {name})`
+
+	// Who keeps the courtesy lock.
+	leaseBarred = `
+SELECT coalesce(pg_catalog.min(k.pid), 0::pg_catalog.int4), ` + sqlHex(`coalesce(pg_catalog.min(a.usename::pg_catalog.text), ''::pg_catalog.text)`) + `
+FROM pg_catalog.pg_locks k LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid {=} k.pid
+WHERE k.locktype {=} 'advisory'::pg_catalog.text AND k.granted AND k.objsubid {=} 1::pg_catalog.int2
+	AND k.classid::pg_catalog.int8 {=} {key_high}::pg_catalog.int8 AND k.objid::pg_catalog.int8 {=} {key_low}::pg_catalog.int8
+	AND k.database {=} (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname {=} pg_catalog.current_database())`
 )
+
+// sqlMicros is a timestamptz as microseconds since 1970; NULL if it is infinite.
+func sqlMicros(x string) string {
+	return "CASE WHEN pg_catalog.isfinite(" + x + ") THEN (pg_catalog.date_part('epoch'::pg_catalog.text, " + x + ") {*} 1000000::pg_catalog.float8)::pg_catalog.int8 END"
+}
 
 // fill fills a statement in: with what pairs has, placeholders and their values in
 // turn, and with what is the same in all.
 func (w pgWitness) fill(statement string, pairs ...string) string {
 	const (
-		timeline = "('x' || substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8))::bit(32)::bigint"
-		system   = "(SELECT system_identifier FROM pg_catalog.pg_control_system())"
+		timeline = "(('x'::pg_catalog.text {||} pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8))::pg_catalog.bit(32)::pg_catalog.int8)"
+		system   = "(SELECT c.system_identifier FROM pg_catalog.pg_control_system() c)"
 
 		// What a commit of the lease must not lose in a crash: a session's, or the
 		// server's, own setting may be less.
-		durable = "CASE WHEN pg_catalog.current_setting('synchronous_commit') IN ('off', 'local', 'remote_write')" +
-			" THEN pg_catalog.set_config('synchronous_commit', 'on', true) END"
+		durable = "CASE WHEN pg_catalog.current_setting('synchronous_commit'::pg_catalog.text) {=} ANY (ARRAY['off', 'local', 'remote_write']::pg_catalog.text[])" +
+			" THEN pg_catalog.set_config('synchronous_commit'::pg_catalog.text, 'on'::pg_catalog.text, true) END"
 	)
 	ttl := strconv.FormatInt(w.cfg.ttl.Milliseconds(), 10)
-	return strings.NewReplacer(append(pairs,
-		"{table}", *w.link.table.Load(), "{name}", pq.QuoteLiteral(w.cfg.name), "{region}", pq.QuoteLiteral(w.cfg.region),
-		"{channel}", pq.QuoteLiteral(leaseChannel(w.cfg.name)), "{key}", strconv.FormatInt(leaseLockKey(leaseTable+":"+w.cfg.name), 10),
-		"{ttl}", ttl, "{expiry}", "pg_catalog.clock_timestamp() + "+ttl+" * interval '1 ms'",
-		"{timeline}", timeline, "{system}", system, "{shift}", strconv.Itoa(timelineShift), "{durable}", durable)...).Replace(statement)
+	key := leaseLockKey(leaseTable + ":" + w.cfg.name)
+	return sqlFill(strings.NewReplacer(append(pairs,
+		"{table}", w.link.table.Load().name, "{name}", sqlText(w.cfg.name), "{region}", sqlText(w.cfg.region),
+		"{key}", "'"+strconv.FormatInt(key, 10)+"'", "{key_high}", strconv.FormatUint(uint64(key)>>32, 10), "{key_low}", strconv.FormatUint(uint64(key)&0xffffffff, 10),
+		"{ttl}", ttl+"::pg_catalog.int4", "{expiry}", "pg_catalog.clock_timestamp() {+} '"+ttl+" milliseconds'::pg_catalog.interval",
+		"{timeline}", timeline, "{system}", system, "{shift}", strconv.Itoa(timelineShift), "{durable}", durable)...).Replace(statement))
 }
 
 func (w pgWitness) observe(ctx context.Context) (leaseRow, error) {
-	row, _, err := w.ask(ctx, leaseObserve)
+	row, _, _, err := w.ask(ctx, leaseObserve)
 	return row, err
 }
 
+// acquire also decides for how long the courtesy lock is respected. While another
+// candidate waits for the row it is held, but anyone can hold it for ever.
 func (w pgWitness) acquire(ctx context.Context, id string, seen leaseRow, floor int64, ignoreClock bool) (leaseRow, bool, error) {
-	if err := w.link.open(ctx); err != nil {
+	l := w.link
+	if err := l.open(ctx); err != nil {
 		return leaseRow{}, false, notSent(ctx, err)
 	}
-	defer w.link.killGuards(ctx)()
-	return w.ask(ctx, leaseAcquire, "{id}", pq.QuoteLiteral(id), "{floor}", strconv.FormatInt(floor, 10),
-		"{seen_epoch}", strconv.FormatInt(seen.epoch, 10), "{seen_seq}", strconv.FormatInt(seen.seq, 10),
-		"{seen_timeline}", strconv.FormatInt(seen.witness.timeline, 10), "{seen_system}", strconv.FormatInt(seen.witness.system, 10),
-		"{ignore_clock}", strconv.FormatBool(ignoreClock), "{patience}", fmt.Sprintf("%dms", max(1, (w.cfg.attempt*4/5).Milliseconds())))
+	ignoreLock := !l.barred.IsZero() && time.Since(l.barred) >= w.cfg.attempt
+	defer l.killGuards(ctx)()
+	row, ok, got, err := w.ask(ctx, leaseAcquire, "{id}", sqlText(id), "{floor}", quoted(floor),
+		"{seen_epoch}", quoted(seen.epoch), "{seen_seq}", quoted(seen.seq),
+		"{seen_timeline}", quoted(seen.witness.timeline), "{seen_system}", quoted(seen.witness.system),
+		"{ignore_clock}", strconv.FormatBool(ignoreClock), "{ignore_lock}", strconv.FormatBool(ignoreLock))
+	switch {
+	case err != nil:
+	case got:
+		l.barred = time.Time{}
+	case l.barred.IsZero():
+		l.barred = time.Now()
+	case !ok && !ignoreLock && time.Since(l.barred) >= w.cfg.attempt:
+		return row, false, refusal{fmt.Errorf("baldur: lease %q: %s has the advisory lock of its succession; going on without that", w.cfg.name, w.barredBy(ctx))}
+	}
+	return row, ok, err
 }
 
+// barredBy says who has the courtesy lock.
+func (w pgWitness) barredBy(ctx context.Context) string {
+	var pid int
+	var role hexText
+	if err := w.link.queryRow(ctx, readOnly, w.fill(leaseBarred), &pid, &role); err != nil || pid == 0 {
+		return "another session"
+	}
+	return fmt.Sprintf("pid %d (role %q)", pid, string(role))
+}
+
+// quoted is a number as a literal; without the quotes a negative one is an operator
+// and a number.
+func quoted(n int64) string { return "'" + strconv.FormatInt(n, 10) + "'" }
+
 func (w pgWitness) renew(ctx context.Context, id string, epoch int64) (leaseRow, bool, error) {
-	return w.ask(ctx, leaseRenew, "{id}", pq.QuoteLiteral(id), "{epoch}", strconv.FormatInt(epoch, 10))
+	row, ok, _, err := w.ask(ctx, leaseRenew, "{id}", sqlText(id), "{epoch}", quoted(epoch))
+	return row, ok, err
 }
 
 func (w pgWitness) release(ctx context.Context, id string, epoch int64) (leaseRow, bool, error) {
-	return w.ask(ctx, leaseRelease, "{id}", pq.QuoteLiteral(id), "{epoch}", strconv.FormatInt(epoch, 10))
+	row, ok, _, err := w.ask(ctx, leaseRelease, "{id}", sqlText(id), "{epoch}", quoted(epoch))
+	return row, ok, err
 }
 
 // leaseChannel is what changes of a lease are notified on.
@@ -149,33 +199,37 @@ func notSent(ctx context.Context, err error) error {
 	return refusal{err}
 }
 
-// ask sends a statement and reads its reply.
-func (w pgWitness) ask(ctx context.Context, statement string, pairs ...string) (row leaseRow, ok bool, err error) {
-	if err := w.link.open(ctx); err != nil {
-		return row, false, notSent(ctx, err)
+// ask sends a statement, and reads the reply; got tells whether the courtesy lock
+// was had. What is told of a transaction that the reply does not prove to have been
+// the statement's own is not believed: a transaction that was open before may yet be
+// rolled back.
+func (w pgWitness) ask(ctx context.Context, statement string, pairs ...string) (row leaseRow, ok, got bool, err error) {
+	l := w.link
+	if err := l.open(ctx); err != nil {
+		return row, false, false, notSent(ctx, err)
+	}
+	mode := readWrite
+	if statement == leaseObserve {
+		mode = readOnly
 	}
 	var ttl int64
-	err = w.link.queryRow(ctx, w.fill(statement, pairs...), &ok, &row.epoch, &row.seq, &row.leaseID, &row.region, &ttl, &row.expired,
-		&row.acquired, &row.expires, &row.given.system, &row.given.timeline, &row.witness.system, &row.witness.timeline)
+	var own bool
+	var id, region hexText
+	var acquired, expires sql.NullInt64
+	err = l.queryRow(ctx, mode, w.fill(statement, pairs...), &ok, &got, &row.epoch, &row.seq, &id, &region, &ttl, &row.expired,
+		&acquired, &expires, &row.given.system, &row.given.timeline, &row.witness.system, &row.witness.timeline, &own)
+	if err == nil && !own && l.pq {
+		l.close()
+		err = fmt.Errorf("baldur: lease %q: the connection was in a transaction that something else had begun", w.cfg.name)
+	}
 	if err != nil {
-		return leaseRow{}, false, err
+		return leaseRow{}, false, false, err
 	}
-	row.ttl = time.Duration(ttl) * time.Millisecond
-	return row, ok, nil
-}
-
-// refuse explains an answer of the server's to which there is more to say.
-func refuse(err error, code, lease string) error {
-	why := ""
-	switch code {
-	case "55P03":
-		why = "transactions that the last primary guards (RequirePrimary) are still open"
-	case "42501":
-		why = "the role needs SELECT, INSERT and UPDATE on the lease table"
-	case "25006":
-		why = "the server or the session is read-only"
-	default:
-		return err
+	row.table = l.table.Load().oid
+	row.leaseID, row.region = string(id), string(region)
+	if row.leaseID != "" || ttl != 0 { // whoever wrote it, no holder has another one than the options allow
+		row.ttl = min(max(time.Duration(ttl)*time.Millisecond, minLeaseTTL), maxLeaseTTL)
 	}
-	return fmt.Errorf("baldur: lease %q: %s: %w", lease, why, err)
+	row.acquired, row.expires = time.UnixMicro(acquired.Int64), time.UnixMicro(expires.Int64)
+	return row, ok, got, nil
 }

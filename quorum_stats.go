@@ -20,6 +20,8 @@ type QuorumStats struct {
 
 	Holder QuorumEvent // what the witness has told last; State "" if nothing yet
 
+	BackendPID int // of the lease's own connection, beside the pool; 0: it has none, or it is not known, as behind a pooler
+
 	Elections       int64                // won
 	Losses          map[LossReason]int64 // every reason has an entry
 	Renewals        int64                // confirmed
@@ -41,6 +43,9 @@ func (q *PGQuorum) Stats() QuorumStats {
 	s.Holder = q.told
 	q.mu.Unlock()
 	s.CheckedAt, s.Lease, s.Region = time.Now(), q.cfg.name, q.cfg.region
+	if l, ok := q.line.(*link); ok {
+		s.BackendPID = int(l.pid.Load())
+	}
 	if t := q.term.Load(); t != nil {
 		if left := t.remaining(q.now()); left > 0 { // as IsPrimary
 			s.IsPrimary, s.Epoch, s.Remaining = true, t.lease.Epoch, left
@@ -98,6 +103,7 @@ func (s QuorumStats) MarshalJSON() ([]byte, error) {
 		Epoch           int64                `json:"epoch,omitempty"`
 		Remaining       float64              `json:"remaining_seconds"`
 		Holder          holder               `json:"holder"`
+		BackendPID      int                  `json:"backend_pid,omitempty"`
 		Elections       int64                `json:"elections"`
 		Losses          map[LossReason]int64 `json:"losses"`
 		Renewals        int64                `json:"renewals"`
@@ -110,7 +116,7 @@ func (s QuorumStats) MarshalJSON() ([]byte, error) {
 		ClockGap        float64              `json:"clock_gap_seconds"`
 		GuardRejections int64                `json:"guard_rejections"`
 	}{s.CheckedAt, s.Lease, s.Region, s.IsPrimary, s.Epoch, s.Remaining.Seconds(),
-		holder{h.State, l.Region, l.LeaseID, l.Epoch, l.AcquiredAt, l.ExpiresAt, h.Local},
+		holder{h.State, l.Region, l.LeaseID, l.Epoch, l.AcquiredAt, l.ExpiresAt, h.Local}, s.BackendPID,
 		s.Elections, s.Losses, s.Renewals, s.RenewTotal.Seconds(), s.RenewMax.Seconds(), s.Unanswered, s.Refused, s.LastError,
 		s.TakeoverWait.Seconds(), s.ClockGap.Seconds(), s.GuardRejections})
 }

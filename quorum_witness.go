@@ -43,7 +43,8 @@ type leaseRow struct {
 	leaseID string
 	region  string // of the holder, or the last one
 	ttl     time.Duration
-	expired bool // by the server's clock
+	expired bool  // by the server's clock
+	table   int64 // which table it is in; 0 where there is only one
 
 	acquired, expires time.Time // by the server's clock, for people
 }
@@ -107,7 +108,7 @@ func (w *leaseWatch) note(row leaseRow, at time.Duration) (changed bool) {
 		w.seen, w.born = true, at
 	case row.witness != w.row.witness:
 		w.born = at
-	case row.epoch < w.row.epoch:
+	case row.epoch < w.row.epoch, row.table != w.row.table:
 		w.suspect, w.born = true, at
 	case row.sameVersion(w.row):
 		w.row.expired = row.expired
@@ -129,7 +130,8 @@ func (w *leaseWatch) note(row leaseRow, at time.Duration) (changed bool) {
 func (w *leaseWatch) takeAt(id string, ttl time.Duration) (at, anyway time.Duration) {
 	at, anyway = w.born, w.born
 	if w.row.leaseID != "" && w.row.leaseID != id {
-		at, anyway = w.since+w.row.ttl, w.since+3*w.row.ttl
+		// Nobody waits for longer than the largest TTL, whatever the server's clock says.
+		at, anyway = w.since+w.row.ttl, w.since+max(w.row.ttl, min(3*w.row.ttl, maxLeaseTTL))
 	}
 	if w.suspect || w.row.forgotten() {
 		quiet := w.born + max(ttl, w.row.ttl)

@@ -29,6 +29,9 @@ func (r LeakReport) String() string {
 	fmt.Fprintf(&b, "\n%s\nleak threshold %s, %s\n", r.Figures(), short(r.LeakThreshold), r.ReportTime.Format(time.RFC3339))
 	for _, l := range r.Leases {
 		fmt.Fprintf(&b, "%s\n", l)
+		if l.BackendPID != 0 {
+			fmt.Fprintf(&b, "    by a connection of its own, beside the pool: pg pid %d\n", l.BackendPID)
+		}
 	}
 	for _, g := range r.Groups() {
 		b.WriteString("\nLEAK? ")

@@ -136,7 +136,11 @@ func newPoolView(p pool) poolView {
 		Suspected: newGroups(r.SuspectedLeaks, suspected), LongHeld: newGroups(r.LongHeld, longHeld),
 	}
 	for _, l := range r.Leases {
-		v.Leases = append(v.Leases, clean(l.String()))
+		line := l.String()
+		if l.BackendPID != 0 {
+			line += "; by a connection of its own, beside the pool: pg pid " + strconv.Itoa(l.BackendPID)
+		}
+		v.Leases = append(v.Leases, clean(line))
 	}
 	for _, d := range r.DirtyReturns {
 		v.Dirty = append(v.Dirty, d.ReturnedAt.Format("2006-01-02 15:04:05 MST")+": "+clean(d.String()))

@@ -97,20 +97,28 @@ func lookAtLeases(ctx context.Context, db *sql.DB, lease string) (*statusReport,
 	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
 	defer cancel()
 	r := &statusReport{Target: baldur.TrackerOf(db).PoolName(), asked: lease, Leases: []leaseStatus{}}
-	tx, err := db.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
-	if err != nil {
+	if err := db.PingContext(ctx); err != nil {
 		return nil, fmt.Errorf("cannot connect: %w%s", err, connectAdvice(err))
 	}
+	table, err := baldur.LeaseTable(ctx, db)
+	if err != nil {
+		return nil, err
+	}
+	r.Table = table != ""
+	tx, err := db.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
+	if err != nil {
+		return nil, err
+	}
 	defer func() { _ = tx.Rollback() }()
-	err = tx.QueryRowContext(ctx, "SELECT pg_catalog.to_regclass('baldur_lease') IS NOT NULL, pg_catalog.pg_is_in_recovery(), pg_catalog.clock_timestamp()").Scan(&r.Table, &r.Standby, &r.Now)
-	if err != nil || !r.Table {
+	err = tx.QueryRowContext(ctx, "SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.clock_timestamp()").Scan(&r.Standby, &r.Now)
+	if err != nil || table == "" {
 		return r, err
 	}
-	query := "SELECT name, epoch, lease_id IS NOT NULL, coalesce(region,''), ttl_ms, acquired_at, expires_at, pg_catalog.clock_timestamp() FROM baldur_lease"
+	query := "SELECT l.name, l.epoch, l.lease_id IS NOT NULL, coalesce(l.region, ''::pg_catalog.text), l.ttl_ms, l.acquired_at, l.expires_at, pg_catalog.clock_timestamp() FROM " + table + " l"
 	if lease != "" {
-		query += " WHERE name = " + pq.QuoteLiteral(lease)
+		query += " WHERE l.name OPERATOR(pg_catalog.=) " + pq.QuoteLiteral(lease) + "::pg_catalog.text"
 	}
-	rows, err := tx.QueryContext(ctx, query+" ORDER BY name")
+	rows, err := tx.QueryContext(ctx, query+" ORDER BY l.name")
 	if err != nil {
 		return nil, tableAdvice(err)
 	}
@@ -224,7 +232,7 @@ func (r *statusReport) text(colour bool) string {
 	b.WriteString("\n\n")
 	switch {
 	case !r.Table:
-		b.WriteString("There is no table baldur_lease here: no lease was ever taken in this database and schema.\n")
+		b.WriteString("There is no table baldur_lease here: no lease was ever taken in this database.\n")
 		return b.String()
 	case len(r.Leases) == 0 && r.asked != "":
 		fmt.Fprintf(&b, "There is no lease %s: nobody has ever been a candidate for it.\n", printable(r.asked))

@@ -1,0 +1,341 @@
+package baldur
+
+import (
+	"cmp"
+	"context"
+	"database/sql"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/lib/pq"
+
+	"github.com/baldur-go/baldur/internal/hook"
+)
+
+// Which table holds the leases, or the sealed epochs, of a database, and whether
+// it may be trusted.
+//
+// The answer must be the same for every session, since two processes that mean two
+// tables are two primaries. A table is therefore found in the catalogs, in whatever
+// schema it is, and not by the search_path, which roles, tenants and poolers
+// change. Once it is known, it is known by its oid. Where several could be meant,
+// none is used.
+//
+// A new table is made in the schema public. A schema of its own would be tidier, but
+// a process of the version before this one looks along the search_path: it would
+// not see the table there, and would make a second one.
+
+// defaultSchema is where a new table is made.
+const defaultSchema = "public"
+
+// A tableSpec says which table is looked for, and what it must be.
+type tableSpec struct {
+	usual   string            // its name where none was asked for
+	table   string            // its name
+	schema  string            // the only one that it may be in (WithLeaseTable); "": any
+	owners  []string          // roles that may own it, besides those that may in any case
+	columns map[string]string // names and types; there may be others
+	mark    string            // the beginning of its comment, by which one with another name is recognised; "": none
+	create  []string          // the statements that make it; {table} is its name
+	fence   string            // the statement that makes its index of (name, epoch)
+	remedy  string            // what an error advises
+}
+
+// A foundTable is a table that could be meant.
+type foundTable struct {
+	oid      int64
+	name     string // quoted, with its schema
+	namesake bool   // its name is the spec's, and its schema if that has one
+	public   bool   // it is in defaultSchema
+	kind     string // pg_class.relkind
+	logged   bool
+	comment  string
+	owner    string
+	accepted bool     // the owner is one of those who may own it
+	key      bool     // it has a unique index of (name)
+	fence    bool     // and one of (name, epoch)
+	columns  []string // "name type", of types of PostgreSQL's own
+	refused  []string // what would run code of others, or hide rows
+	lacks    []string // the rights that the role lacks
+}
+
+// asker runs a query and calls each for every row.
+type asker func(ctx context.Context, query string, each func(*sql.Rows) error) error
+
+// find asks for the tables that spec could mean.
+func (spec *tableSpec) find(ctx context.Context, ask asker) (found []foundTable, err error) {
+	owners := make([]string, len(spec.owners))
+	for i, o := range spec.owners {
+		owners[i] = sqlText(o)
+	}
+	query := sqlFill(findTables, "{table}", sqlText(spec.table), "{usual}", sqlText(spec.usual), "{schema}", sqlText(spec.schema), "{mark}", sqlText(spec.mark), "{owners}", strings.Join(owners, ", "))
+	err = ask(ctx, query, func(rows *sql.Rows) error {
+		var t foundTable
+		var name, comment, owner, columns, refused, lacks hexText
+		if err := rows.Scan(&t.oid, &name, &t.namesake, &t.public, &t.kind, &t.logged, &comment, &owner, &t.accepted, &t.key, &t.fence, &columns, &refused, &lacks); err != nil {
+			return err
+		}
+		t.name, t.comment, t.owner = plainIdentifier(string(name)), string(comment), string(owner)
+		t.columns, t.refused, t.lacks = columns.lines(), refused.lines(), lacks.lines()
+		found = append(found, t)
+		return nil
+	})
+	return found, err
+}
+
+// choose returns the table that spec means, of those found, for a process that has
+// used the one with the oid known (0: none yet); nil if there is none. An error
+// names the tables that could be meant.
+func (spec *tableSpec) choose(found []foundTable, known int64) (*foundTable, error) {
+	var ours, others, rest []foundTable
+	for _, t := range found {
+		switch {
+		case t.oid == known:
+			return &t, spec.check(&t)
+		case !t.namesake:
+			rest = append(rest, t)
+		case t.accepted:
+			ours = append(ours, t)
+		default:
+			others = append(others, t)
+		}
+	}
+	switch {
+	case len(found) == 0:
+		return nil, nil
+	case len(ours) == 1 && (ours[0].public || spec.schema != "" || len(others) == 0):
+		// Whoever puts a table of the same name into another schema cannot keep us
+		// from the one in public. Elsewhere it is not clear which one a process of
+		// another role accepts.
+		return &ours[0], spec.check(&ours[0])
+	case len(ours) == 0 && len(others) == 1:
+		return nil, spec.check(&others[0])
+	case len(ours)+len(others) == 0: // it is not made silently, beside one that others use
+		return nil, fmt.Errorf("there is no table %s, but %s; %s", spec.newName(), theirNames(rest), spec.remedy)
+	}
+	return nil, fmt.Errorf("several tables could be meant: %s; %s", theirNames(append(ours, others...)), spec.remedy)
+}
+
+// newName is the name, quoted, of a table that is to be made.
+func (spec *tableSpec) newName() string {
+	return pq.QuoteIdentifier(cmp.Or(spec.schema, defaultSchema)) + "." + pq.QuoteIdentifier(spec.table)
+}
+
+func theirNames(found []foundTable) string {
+	names := make([]string, len(found))
+	for i, t := range found {
+		names[i] = t.name + " of role " + pq.QuoteIdentifier(t.owner)
+	}
+	return strings.Join(names, " and ")
+}
+
+// check returns an error that names what is wrong with a table.
+func (spec *tableSpec) check(t *foundTable) error {
+	var missing []string
+	for name, typ := range spec.columns {
+		if !slices.Contains(t.columns, name+" "+typ) {
+			missing = append(missing, name+" "+typ)
+		}
+	}
+	slices.Sort(missing)
+	switch version := t.version(spec); {
+	case version > leaseVersion:
+		return fmt.Errorf("table %s is of version %d and this program knows version %d: it is older than the table", t.name, version, leaseVersion)
+	case t.kind != "r":
+		return fmt.Errorf("%s is not a plain table", t.name)
+	case !t.accepted:
+		return fmt.Errorf("table %s belongs to role %s, which is not this role or one that it is a member of, nor the owner of the database or a superuser: "+
+			"what it has put there would run with this role's rights (WithLeaseOwner accepts it)", t.name, pq.QuoteIdentifier(t.owner))
+	case len(t.refused) > 0:
+		return fmt.Errorf("table %s must be plain, and has: %s", t.name, strings.Join(t.refused, ", "))
+	case !t.logged:
+		return fmt.Errorf("table %s is UNLOGGED: a crash would empty it, and what it keeps be given twice", t.name)
+	case len(missing) > 0:
+		return fmt.Errorf("table %s lacks columns: %s; it is no table of ours, or of another version", t.name, strings.Join(missing, ", "))
+	case !t.key:
+		return fmt.Errorf("table %s has no unique index of (name)", t.name)
+	case !t.fence:
+		return fmt.Errorf("table %s %w", t.name, errNoFence)
+	}
+	return nil
+}
+
+// version is what a table's comment says of it; 0: nothing.
+func (t *foundTable) version(spec *tableSpec) (version int) {
+	if text, ok := strings.CutPrefix(t.comment, spec.mark); ok && spec.mark != "" {
+		_, _ = fmt.Sscanf(text, "%d", &version)
+	}
+	return version
+}
+
+var errNoFence = errors.New("has no unique index of (name, epoch), without which a takeover does not wait for guarded transactions: call MigrateQuorum")
+
+// findTables asks for the tables that a spec could mean.
+//
+// A superuser is, by pg_has_role, a member of every role, and it is superusers whom
+// it pays to trick: membership is followed in the catalog instead. What depends on a
+// built-in function is not in pg_depend, so that each function there is somebody's.
+var findTables = `
+WITH RECURSIVE member(id) AS (
+	SELECT r.oid FROM pg_catalog.pg_roles r WHERE r.rolname {=} CURRENT_USER
+	UNION SELECT m.roleid FROM pg_catalog.pg_auth_members m JOIN member ON m.member {=} member.id
+), accepted(id) AS MATERIALIZED (
+	SELECT member.id FROM member
+	UNION SELECT r.oid FROM pg_catalog.pg_roles r WHERE r.rolsuper OR r.rolname {=} 'pg_database_owner'::pg_catalog.name
+		OR r.rolname::pg_catalog.text {=} ANY (ARRAY[{owners}]::pg_catalog.text[])
+	UNION SELECT d.datdba FROM pg_catalog.pg_database d WHERE d.datname {=} pg_catalog.current_database()
+), candidate(id) AS (
+	SELECT c.oid FROM pg_catalog.pg_class c
+	WHERE c.relname::pg_catalog.text {=} {table} OR c.relname::pg_catalog.text {=} {usual}
+	UNION SELECT d.objoid FROM pg_catalog.pg_description d
+	WHERE d.classoid {=} 'pg_catalog.pg_class'::pg_catalog.regclass::pg_catalog.oid AND d.objsubid {=} 0
+		AND {mark} {<>} ''::pg_catalog.text AND pg_catalog.starts_with(d.description, {mark})
+)
+SELECT c.oid::pg_catalog.int8, ` + sqlHex(sqlQualified) + `, 
+	c.relname::pg_catalog.text {=} {table} AND (n.nspname::pg_catalog.text {=} {schema} OR {schema} {=} ''::pg_catalog.text), n.nspname {=} '` + defaultSchema + `'::pg_catalog.name,
+	c.relkind::pg_catalog.text, c.relpersistence {=} 'p'::pg_catalog."char",
+	` + sqlHex(`coalesce(pg_catalog.obj_description(c.oid, 'pg_class'::pg_catalog.name), ''::pg_catalog.text)`) + `,
+	` + sqlHex(`pg_catalog.pg_get_userbyid(c.relowner)::pg_catalog.text`) + `, EXISTS (SELECT FROM accepted WHERE accepted.id {=} c.relowner),
+	EXISTS (` + uniqueIndex + ` AND i.indnkeyatts {=} 1::pg_catalog.int2 AND a.attname {=} 'name'::pg_catalog.name),
+	EXISTS (` + uniqueIndex + ` AND i.indnkeyatts {=} 2::pg_catalog.int2
+		AND (a.attname {=} 'name'::pg_catalog.name AND b.attname {=} 'epoch'::pg_catalog.name OR a.attname {=} 'epoch'::pg_catalog.name AND b.attname {=} 'name'::pg_catalog.name)),
+	` + sqlLines(`SELECT a.attname::pg_catalog.text {||} ' '::pg_catalog.text {||} pg_catalog.format_type(a.atttypid, NULL::pg_catalog.int4)`+columnsOf+` {=} 'pg_catalog'::pg_catalog.name`) + `,
+	` + sqlLines(`SELECT 'trigger '::pg_catalog.text {||} t.tgname::pg_catalog.text FROM pg_catalog.pg_trigger t
+		WHERE t.tgrelid {=} c.oid AND NOT t.tgisinternal AND NOT {triggers}
+	UNION ALL SELECT 'rule '::pg_catalog.text {||} r.rulename::pg_catalog.text FROM pg_catalog.pg_rewrite r WHERE r.ev_class {=} c.oid
+	UNION ALL SELECT 'row level security'::pg_catalog.text WHERE c.relrowsecurity
+	UNION ALL SELECT 'inheritance, with '::pg_catalog.text {||} o.relname::pg_catalog.text FROM pg_catalog.pg_inherits h JOIN pg_catalog.pg_class o
+		ON o.oid {=} CASE WHEN h.inhrelid {=} c.oid THEN h.inhparent ELSE h.inhrelid END WHERE h.inhrelid {=} c.oid OR h.inhparent {=} c.oid
+	UNION ALL SELECT 'foreign key '::pg_catalog.text {||} k.conname::pg_catalog.text FROM pg_catalog.pg_constraint k
+		WHERE k.contype {=} 'f'::pg_catalog."char" AND (k.conrelid {=} c.oid OR k.confrelid {=} c.oid)
+	UNION ALL SELECT 'a type that is not built in, of column '::pg_catalog.text {||} a.attname::pg_catalog.text`+columnsOf+` {<>} 'pg_catalog'::pg_catalog.name
+	UNION ALL SELECT 'a nondeterministic collation, of column '::pg_catalog.text {||} a.attname::pg_catalog.text
+		FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_collation l ON l.oid {=} a.attcollation
+		WHERE a.attrelid {=} c.oid AND NOT a.attisdropped AND NOT l.collisdeterministic
+	UNION ALL SELECT 'function '::pg_catalog.text {||} p.proname::pg_catalog.text {||} ' of role '::pg_catalog.text
+			{||} pg_catalog.pg_get_userbyid(p.proowner)::pg_catalog.text {||} ' in '::pg_catalog.text {||} part.name
+		FROM (SELECT 'a default'::pg_catalog.text, 'pg_catalog.pg_attrdef'::pg_catalog.regclass::pg_catalog.oid, d.oid FROM pg_catalog.pg_attrdef d WHERE d.adrelid {=} c.oid
+			UNION ALL SELECT 'constraint '::pg_catalog.text {||} k.conname::pg_catalog.text, 'pg_catalog.pg_constraint'::pg_catalog.regclass::pg_catalog.oid, k.oid
+				FROM pg_catalog.pg_constraint k WHERE k.conrelid {=} c.oid
+			UNION ALL SELECT 'index '::pg_catalog.text {||} x.relname::pg_catalog.text, 'pg_catalog.pg_class'::pg_catalog.regclass::pg_catalog.oid, x.oid
+				FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class x ON x.oid {=} i.indexrelid WHERE i.indrelid {=} c.oid) AS part(name, class, id)
+		JOIN pg_catalog.pg_depend d ON d.classid {=} part.class AND d.objid {=} part.id
+		LEFT JOIN pg_catalog.pg_operator o ON d.refclassid {=} 'pg_catalog.pg_operator'::pg_catalog.regclass::pg_catalog.oid AND o.oid {=} d.refobjid
+		JOIN pg_catalog.pg_proc p ON p.oid {=} CASE WHEN d.refclassid {=} 'pg_catalog.pg_proc'::pg_catalog.regclass::pg_catalog.oid THEN d.refobjid ELSE o.oprcode::pg_catalog.oid END
+		WHERE NOT EXISTS (SELECT FROM accepted WHERE accepted.id {=} p.proowner)`) + `,
+	` + sqlLines(`SELECT w.p {||} ' on the table'::pg_catalog.text
+		FROM pg_catalog.unnest(ARRAY['SELECT'::pg_catalog.text, 'INSERT'::pg_catalog.text, 'UPDATE'::pg_catalog.text]) AS w(p)
+		WHERE NOT pg_catalog.has_table_privilege(c.oid, w.p)
+	UNION ALL SELECT 'USAGE on its schema'::pg_catalog.text WHERE NOT pg_catalog.has_schema_privilege(c.relnamespace, 'USAGE'::pg_catalog.text)
+	UNION ALL SELECT 'EXECUTE on function pg_catalog.pg_control_system()'::pg_catalog.text
+		WHERE NOT pg_catalog.has_function_privilege('pg_catalog.pg_control_system()'::pg_catalog.regprocedure::pg_catalog.oid, 'EXECUTE'::pg_catalog.text)`) + `
+FROM candidate JOIN pg_catalog.pg_class c ON c.oid {=} candidate.id JOIN pg_catalog.pg_namespace n ON n.oid {=} c.relnamespace
+WHERE c.relpersistence {<>} 't'::pg_catalog."char" AND c.relkind {=} ANY (ARRAY['r', 'p', 'v', 'm', 'f']::pg_catalog."char"[])
+ORDER BY 1`
+
+const (
+	sqlQualified = `(pg_catalog.quote_ident(n.nspname::pg_catalog.text) {||} '.'::pg_catalog.text {||} pg_catalog.quote_ident(c.relname::pg_catalog.text))`
+
+	uniqueIndex = `SELECT FROM pg_catalog.pg_index i JOIN pg_catalog.pg_attribute a ON a.attrelid {=} c.oid AND a.attnum {=} i.indkey[0]
+		LEFT JOIN pg_catalog.pg_attribute b ON b.attrelid {=} c.oid AND i.indnkeyatts {>} 1::pg_catalog.int2 AND b.attnum {=} i.indkey[1]
+		WHERE i.indrelid {=} c.oid AND i.indisunique AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL`
+
+	// The columns whose type's schema is compared with what follows.
+	columnsOf = ` FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid {=} a.atttypid JOIN pg_catalog.pg_namespace s ON s.oid {=} t.typnamespace
+		WHERE a.attrelid {=} c.oid AND a.attnum {>} 0::pg_catalog.int2 AND NOT a.attisdropped AND s.nspname`
+)
+
+// sqlFill fills in a statement: first what pairs has, placeholders and values in
+// turn, then the operators. An operator that is not qualified is looked up along the
+// search_path, like a function, and so is a type.
+func sqlFill(statement string, pairs ...string) string {
+	return sqlOperators.Replace(strings.NewReplacer(append(pairs, "{triggers}", fmt.Sprint(hook.AllowLeaseTriggers))...).Replace(statement))
+}
+
+var sqlOperators = func() *strings.Replacer {
+	var pairs []string
+	for _, op := range []string{"=", "<>", "<", "<=", ">", ">=", "+", "-", "*", "||", "<<", ">>"} {
+		pairs = append(pairs, "{"+op+"}", "OPERATOR(pg_catalog."+op+")")
+	}
+	return strings.NewReplacer(pairs...)
+}()
+
+// sqlText is a string as an expression of type text. Of a statement's bytes only
+// ASCII means the same whatever the session's client_encoding is; other text is
+// sent as the digits of its UTF-8.
+func sqlText(s string) string {
+	for i := range len(s) {
+		if c := s[i]; c < ' ' || c > '~' || c == '\'' || c == '\\' || c == '{' {
+			return "pg_catalog.convert_from(pg_catalog.decode('" + hex.EncodeToString([]byte(s)) + "'::pg_catalog.text, 'hex'::pg_catalog.text), 'UTF8'::pg_catalog.name)"
+		}
+	}
+	return "'" + s + "'::pg_catalog.text"
+}
+
+// sqlHex has the server answer with the digits of an expression's UTF-8, for hexText.
+func sqlHex(expression string) string {
+	return "pg_catalog.encode(pg_catalog.convert_to(" + expression + ", 'UTF8'::pg_catalog.name), 'hex'::pg_catalog.text)"
+}
+
+// sqlLines is the one column of a query, as lines.
+func sqlLines(query string) string {
+	return sqlHex("(SELECT coalesce(pg_catalog.string_agg(l.line, pg_catalog.chr(10)), ''::pg_catalog.text) FROM (" + query + ") AS l(line))")
+}
+
+// hexText scans what sqlHex has made.
+type hexText string
+
+func (t *hexText) Scan(v any) error {
+	var digits string
+	switch v := v.(type) {
+	case nil:
+	case string:
+		digits = v
+	case []byte:
+		digits = string(v)
+	default:
+		return fmt.Errorf("baldur: %T in place of text", v)
+	}
+	b, err := hex.DecodeString(digits)
+	*t = hexText(b)
+	return err
+}
+
+func (t hexText) lines() []string {
+	if t == "" {
+		return nil
+	}
+	return strings.Split(string(t), "\n")
+}
+
+// plainIdentifier writes a quoted name in ASCII, for the reason that sqlText has.
+func plainIdentifier(quoted string) string {
+	if strings.IndexFunc(quoted, func(r rune) bool { return r >= utf8.RuneSelf }) < 0 {
+		return quoted
+	}
+	parts, err := splitIdentifier(quoted)
+	if err != nil {
+		return quoted
+	}
+	for i, p := range parts {
+		var b strings.Builder
+		for _, r := range p {
+			switch {
+			case r == '"':
+				b.WriteString(`""`)
+			case r == '\\':
+				b.WriteString(`\\`)
+			case r < utf8.RuneSelf:
+				b.WriteRune(r)
+			default:
+				fmt.Fprintf(&b, `\+%06X`, r)
+			}
+		}
+		parts[i] = `U&"` + b.String() + `"`
+	}
+	return strings.Join(parts, ".")
+}
