@@ -160,7 +160,7 @@ func (q *PGQuorum) fenceTable() (string, error) {
 //
 // A statement that comes through it with no row is fenced: that no row was
 // affected must be taken for ErrFenced. After a SAVEPOINT that is neither released nor rolled
-// back it has no row. In REPEATABLE READ and SERIALIZABLE a
+// back it fails (SQLSTATE 22P02, with a message that says so). In REPEATABLE READ and SERIALIZABLE a
 // takeover shows as a serialization failure (SQLSTATE 40001), and a snapshot that is older
 // than this hold of the lease as no row.
 //
@@ -176,7 +176,8 @@ func (q *PGQuorum) FenceCTE() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return sqlFill("baldur_guard AS MATERIALIZED ("+guardedRow+"), baldur_fence AS MATERIALIZED (SELECT g.epoch FROM baldur_guard g WHERE "+guardIsTop+")",
+	return sqlFill("baldur_guard AS MATERIALIZED ("+guardedRow+"), baldur_fence AS MATERIALIZED (SELECT g.epoch FROM baldur_guard g WHERE CASE WHEN "+guardIsTop+
+		" THEN true ELSE ('baldur: the transaction is within a savepoint: '::pg_catalog.text {||} g.name)::pg_catalog.bool END)",
 		"{table}", table, "{condition}", q.isHolder(t)), nil
 }
 
@@ -184,7 +185,7 @@ const fenceTable = "baldur_fence"
 
 func (c *quorumConfig) fenceTable() *tableSpec {
 	return &tableSpec{
-		usual: fenceTable, table: fenceTable, owners: c.owners, columns: map[string]string{"name": "text", "epoch": "bigint"},
+		usual: fenceTable, table: fenceTable, owners: c.owners, columns: map[string]string{"name": "text", "epoch": "int8"},
 		create: []string{`CREATE TABLE IF NOT EXISTS {table} (
 	name  pg_catalog.text PRIMARY KEY,
 	epoch pg_catalog.int8 NOT NULL -- the highest that was sealed

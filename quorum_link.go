@@ -34,14 +34,15 @@ type link struct {
 	t   *Tracker
 	cfg *quorumConfig
 
-	conn   *sql.Conn   // nil: not open
-	own    *sql.DB     // conn's
-	inner  driver.Conn // its driver's own
-	pq     bool        // that is lib/pq's
-	sock   *socket     // nil: the driver dials by itself
-	pooler bool        // there is one, and the backend may change
-	listen bool        // LISTENs
-	proved bool        // the server's advisory locks lock
+	conn   *sql.Conn     // nil: not open
+	own    *sql.DB       // conn's
+	inner  driver.Conn   // its driver's own
+	pq     bool          // that is lib/pq's
+	sock   *socket       // nil: the driver dials by itself
+	pooler bool          // there is one, and the backend may change
+	listen bool          // LISTENs
+	proved bool          // the server's advisory locks lock
+	limit  time.Duration // of a request
 
 	pid       atomic.Int64              // of the server's process; 0: behind a pooler, or not known
 	table     atomic.Pointer[linkTable] // for everyone, and stays when the link is closed
@@ -65,7 +66,7 @@ type linkTable struct {
 }
 
 func newLink(db *sql.DB, t *Tracker, cfg *quorumConfig) *link {
-	return &link{db: db, t: t, cfg: cfg, wake: make(chan struct{}, 1)}
+	return &link{db: db, t: t, cfg: cfg, limit: cfg.attempt, wake: make(chan struct{}, 1)}
 }
 
 var errNotOurs = errors.New(`the pool is not baldur's: open it by sql.Open("baldur-pq", …), Open or OpenDB`)
@@ -82,7 +83,9 @@ func (l *link) open(ctx context.Context) error {
 	if !ok { // it was one when the quorum was made
 		return errNotOurs
 	}
+	l.limit = l.cfg.ttl // it looks at more, which takes a busy server some time, and waits for no lock
 	err := l.connect(ctx, dial)
+	l.limit = l.cfg.attempt
 	if err != nil {
 		err = l.classify(err)
 		l.close()
@@ -237,7 +240,7 @@ func (l *link) findTable(ctx context.Context) error {
 		t, err := spec.choose(found, oid)
 		switch {
 		case err == nil && t == nil && !made:
-			err = l.run(ctx, func(ctx context.Context) error { return spec.migrate(ctx, l.conn, l.cfg.attempt, false) })
+			err = l.run(ctx, func(ctx context.Context) error { return spec.migrate(ctx, l.conn, l.limit, false) })
 			if err != nil {
 				return fmt.Errorf("baldur: lease %q: there is no table %s, and it cannot be made (MigrateQuorum makes it, by a role that may): %w", l.cfg.name, spec.newName(), err)
 			}
@@ -406,9 +409,9 @@ const (
 // ask does a request: a statement in a transaction of its own, which the server too
 // ends soon after an attempt's time, whatever is locked.
 func (l *link) ask(ctx context.Context, mode txMode, statement string, each func(*sql.Rows) error) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, l.cfg.attempt, errAttempt)
+	ctx, cancel := context.WithTimeoutCause(ctx, l.limit, errAttempt)
 	defer cancel()
-	return l.within(ctx, l.cfg.attempt, mode, statement, each)
+	return l.within(ctx, l.limit, mode, statement, each)
 }
 
 func (l *link) queryRow(ctx context.Context, mode txMode, statement string, dest ...any) error {
@@ -448,8 +451,14 @@ func (l *link) within(ctx context.Context, limit time.Duration, mode txMode, sta
 		}
 		err := eachRow(ctx, l.conn, fmt.Sprintf("BEGIN ISOLATION LEVEL READ COMMITTED%s; SET LOCAL lock_timeout = %d; SET LOCAL statement_timeout = %d;"+
 			" SET LOCAL client_min_messages = warning; %s; COMMIT", access, wait, limitMS, statement), each)
-		if status := pqTxStatus(l.inner); err == nil && status != 'I' {
+		status := pqTxStatus(l.inner)
+		if err == nil && status != 'I' {
 			return fmt.Errorf("baldur: lease %q: the transaction has not ended: status %q", l.cfg.name, status)
+		}
+		if status == 'E' { // an error breaks a message off before its COMMIT
+			if _, end := l.conn.ExecContext(ctx, "ROLLBACK"); end != nil {
+				err = errors.Join(err, end)
+			}
 		}
 		return err
 	})

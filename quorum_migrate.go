@@ -49,8 +49,8 @@ func (c *quorumConfig) leaseTable() *tableSpec {
 	spec := &tableSpec{
 		usual: leaseTable, table: leaseTable, owners: c.owners, mark: leaseComment,
 		columns: map[string]string{
-			"name": "text", "epoch": "bigint", "system_id": "bigint", "timeline": "bigint", "lease_id": "text", "region": "text", "renew_seq": "bigint",
-			"ttl_ms": "integer", "acquired_at": "timestamp with time zone", "renewed_at": "timestamp with time zone", "expires_at": "timestamp with time zone",
+			"name": "text", "epoch": "int8", "system_id": "int8", "timeline": "int8", "lease_id": "text", "region": "text", "renew_seq": "int8",
+			"ttl_ms": "int4", "acquired_at": "timestamptz", "renewed_at": "timestamptz", "expires_at": "timestamptz",
 		},
 		create: []string{leaseSchema, `COMMENT ON TABLE {table} IS '` + leaseComment + `1'`},
 		fence:  fenceIndex,

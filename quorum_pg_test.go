@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"log/slog"
+	"strings"
 	"testing"
 	"time"
 
@@ -213,5 +214,60 @@ func TestQuorumContexts(t *testing.T) {
 	}
 	if !a.IsPrimary() {
 		t.Error("a call that was cancelled has cost the lease")
+	}
+}
+
+// TestMoveLeaseTable: it moves when no lease is live, what runs goes on with the table where
+// it is, and what starts finds it there.
+func TestMoveLeaseTable(t *testing.T) {
+	ctx := testCtx(t)
+	dsn := pgtest.DSN(t)
+	db := openPool(t, dsn)
+	mustExec(t, db, `CREATE SCHEMA "Zürich ops"`)
+	const moved = `"Zürich ops".leases`
+	q := newQuorum(t, db, "a", baldur.WithLeaseTTL(shortTTL))
+	mustAcquire(t, q)
+	if err := baldur.MoveLeaseTable(ctx, db, moved); err == nil || !strings.Contains(err.Error(), `live, or were until a moment ago: ["primary"]`) {
+		t.Fatal(err)
+	}
+	if err := q.ReleaseLease(ctx); err != nil {
+		t.Fatal(err)
+	}
+	for _, bad := range []string{"", "leases", "a.b.c", "a.", `a."b`} {
+		if err := baldur.MoveLeaseTable(ctx, db, bad); err == nil || !strings.Contains(err.Error(), "lease table") {
+			t.Errorf("%q: %v", bad, err)
+		}
+	}
+	first, _, _ := q.CurrentPrimary(ctx)
+	if err := baldur.MoveLeaseTable(ctx, db, moved); err != nil {
+		t.Fatal(err)
+	}
+	takeOver(t, q) // it looks again
+	if name, err := baldur.LeaseTable(ctx, db, baldur.WithLeaseTable(moved)); err != nil || name != `U&"Z\+0000FCrich ops".U&"leases"` {
+		t.Error(name, err)
+	}
+	next := newQuorum(t, openPool(t, dsn), "b", baldur.WithLeaseTTL(shortTTL))
+	if ok, err := next.TryAcquirePrimary(ctx); ok || err == nil || !strings.Contains(err.Error(), "WithLeaseTable") {
+		t.Error("a table of another name:", ok, err, first)
+	}
+	next = newQuorum(t, openPool(t, dsn), "b", baldur.WithLeaseTTL(shortTTL), baldur.WithLeaseTable(moved))
+	if region, ok, err := next.CurrentPrimary(ctx); region != "a" || !ok || err != nil {
+		t.Error(region, ok, err)
+	}
+	tx, err := db.BeginTx(ctx, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback() }()
+	mustExecTx(t, tx, "SET LOCAL client_encoding = 'LATIN1'")
+	if _, err := q.RequirePrimary(ctx, tx); err != nil {
+		t.Error("in another encoding:", err)
+	}
+}
+
+func mustExecTx(t testing.TB, tx *sql.Tx, statement string) {
+	t.Helper()
+	if _, err := tx.Exec(statement); err != nil {
+		t.Fatal(err)
 	}
 }

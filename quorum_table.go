@@ -203,7 +203,7 @@ SELECT c.oid::pg_catalog.int8, ` + sqlHex(sqlQualified) + `,
 	EXISTS (` + uniqueIndex + ` AND i.indnkeyatts {=} 1::pg_catalog.int2 AND a.attname {=} 'name'::pg_catalog.name),
 	EXISTS (` + uniqueIndex + ` AND i.indnkeyatts {=} 2::pg_catalog.int2
 		AND (a.attname {=} 'name'::pg_catalog.name AND b.attname {=} 'epoch'::pg_catalog.name OR a.attname {=} 'epoch'::pg_catalog.name AND b.attname {=} 'name'::pg_catalog.name)),
-	` + sqlLines(`SELECT a.attname::pg_catalog.text {||} ' '::pg_catalog.text {||} pg_catalog.format_type(a.atttypid, NULL::pg_catalog.int4)`+columnsOf+` {=} 'pg_catalog'::pg_catalog.name`) + `,
+	` + sqlLines(`SELECT a.attname::pg_catalog.text {||} ' '::pg_catalog.text {||} t.typname::pg_catalog.text`+columnsOf+` {=} 'pg_catalog'::pg_catalog.name`) + `,
 	` + sqlLines(`SELECT 'trigger '::pg_catalog.text {||} t.tgname::pg_catalog.text FROM pg_catalog.pg_trigger t
 		WHERE t.tgrelid {=} c.oid AND NOT t.tgisinternal AND NOT {triggers}
 	UNION ALL SELECT 'rule '::pg_catalog.text {||} r.rulename::pg_catalog.text FROM pg_catalog.pg_rewrite r WHERE r.ev_class {=} c.oid

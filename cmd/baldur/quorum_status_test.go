@@ -55,7 +55,7 @@ func TestQuorumStatus(t *testing.T) {
 		return body
 	}
 
-	const noTable = "There is no table baldur_lease here: no lease was ever taken in this database and schema.\n"
+	const noTable = "There is no table baldur_lease here: no lease was ever taken in this database.\n"
 	if got := status(0); got != noTable {
 		t.Errorf("without a table: %s", got)
 	}
