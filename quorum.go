@@ -48,6 +48,11 @@ var (
 	ErrNotPrimary = errors.New("baldur: not the primary")
 	// ErrFenced: this process held the lease and another one has taken it since.
 	ErrFenced = errors.New("baldur: fenced: another process has become primary")
+	// ErrQuorumClosed: the quorum, or its pool, is closed, and takes no lease any more.
+	ErrQuorumClosed = errors.New("baldur: the quorum is closed")
+	// ErrCommitUnknown: the answer to a COMMIT was lost, and the transaction may be
+	// committed or not. Look before you do its work again.
+	ErrCommitUnknown = errors.New("baldur: whether the transaction was committed is unknown")
 )
 
 // LossReason says why a primary is one no more.

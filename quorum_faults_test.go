@@ -290,6 +290,7 @@ func TestQuorumFullPool(t *testing.T) {
 	if err := q.Close(); err != nil {
 		t.Fatal(err)
 	}
+	q = newQuorum(t, db, "a", baldur.WithLeaseTTL(shortTTL))
 	mustAcquire(t, q)
 	if n := db.Stats().InUse; n != 0 {
 		t.Errorf("%d connections in use: the lease's own is none of the pool's", n)

@@ -181,6 +181,73 @@ func (q *PGQuorum) FenceCTE() (string, error) {
 		"{table}", table, "{condition}", q.isHolder(t)), nil
 }
 
+// InTx calls f in a transaction on the quorum's own database that RequirePrimary guards, and
+// commits if f returns nil. f must neither commit nor roll back. f is called once at most: what is to
+// be tried again is for the caller to decide, by the error:
+//
+//   - [ErrNotPrimary], [ErrFenced]: this process is not the primary; nothing was done.
+//   - [ErrCommitUnknown]: the answer to COMMIT was lost: it may be committed.
+//   - any other, which is f's or the server's: it is not committed.
+//
+// opts are those of sql.DB.BeginTx. A panic of f passes, and the transaction is rolled back.
+func (q *PGQuorum) InTx(ctx context.Context, opts *sql.TxOptions, f func(tx *sql.Tx, epoch int64) error) error {
+	l, ok := q.line.(*link)
+	if !ok {
+		return errors.New("baldur: InTx: there is no database")
+	}
+	if q.valid() == nil { // before it takes a connection
+		q.rejected()
+		return ErrNotPrimary
+	}
+	tx, err := beginClean(ctx, l.db, opts)
+	if err != nil {
+		return fmt.Errorf("baldur: InTx: begin: %w", err)
+	}
+	defer func() { _ = tx.Rollback() }()
+	epoch, err := q.RequirePrimary(ctx, tx)
+	if err != nil {
+		return err
+	}
+	if err := f(tx, epoch); err != nil {
+		return err
+	}
+	if ctx.Err() != nil { // not sent yet
+		return context.Cause(ctx)
+	}
+	return commitError(tx.Commit())
+}
+
+// beginClean begins a transaction. A connection that was left in one is discarded by lib/pq, with an
+// error that database/sql does not try again after.
+func beginClean(ctx context.Context, db *sql.DB, opts *sql.TxOptions) (*sql.Tx, error) {
+	for range db.Stats().Idle + 1 {
+		tx, err := db.BeginTx(ctx, opts)
+		if _, answered := sqlState(err); err == nil || answered || ctx.Err() != nil {
+			return tx, err
+		}
+	}
+	return db.BeginTx(ctx, opts)
+}
+
+// pgxCommitRolledBack is pgx.ErrTxCommitRollback, where f has dropped an error.
+const pgxCommitRolledBack = "commit unexpectedly resulted in rollback"
+
+// commitError tells a COMMIT that has failed from one of which nothing is known.
+func commitError(err error) error {
+	if err == nil {
+		return nil
+	}
+	switch code, _ := sqlState(err); {
+	case errors.Is(err, sql.ErrTxDone): // by f, or rolled back when ctx ended
+		return fmt.Errorf("baldur: InTx: the transaction had ended before its commit: %w", err)
+	case errors.Is(err, pq.ErrInFailedTransaction), err.Error() == pgxCommitRolledBack:
+		return fmt.Errorf("baldur: InTx: commit: %w", err)
+	case code == "", code[:2] == "08", code[:2] == "57", code[:2] == "58", code[:2] == "XX":
+		return fmt.Errorf("%w: %w", ErrCommitUnknown, err)
+	}
+	return fmt.Errorf("baldur: InTx: commit: %w", err)
+}
+
 const fenceTable = "baldur_fence"
 
 func (c *quorumConfig) fenceTable() *tableSpec {

@@ -409,9 +409,13 @@ const (
 // ask does a request: a statement in a transaction of its own, which the server too
 // ends soon after an attempt's time, whatever is locked.
 func (l *link) ask(ctx context.Context, mode txMode, statement string, each func(*sql.Rows) error) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, l.limit, errAttempt)
+	limit := l.limit
+	if deadline, ok := ctx.Deadline(); ok {
+		limit = min(limit, time.Until(deadline))
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, errAttempt)
 	defer cancel()
-	return l.within(ctx, l.limit, mode, statement, each)
+	return l.within(ctx, limit, mode, statement, each)
 }
 
 func (l *link) queryRow(ctx context.Context, mode txMode, statement string, dest ...any) error {
@@ -437,6 +441,7 @@ const serverGrace = 500 * time.Millisecond
 //
 // With lib/pq that is one message. Other drivers send a statement at a time.
 func (l *link) within(ctx context.Context, limit time.Duration, mode txMode, statement string, each func(*sql.Rows) error) error {
+	limit = max(0, limit)
 	wait, limitMS := max(1, (limit*4/5).Milliseconds()), (limit + serverGrace).Milliseconds()
 	return l.run(ctx, func(ctx context.Context) error {
 		if !l.pq {

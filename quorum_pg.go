@@ -99,7 +99,9 @@ type PGQuorum struct {
 	mu       sync.Mutex // guards the fields below
 	guard    *time.Timer
 	begun    chan struct{} // closed and replaced when a tenure begins
+	closed   chan struct{} // closed by Close
 	campaign bool          // between StartAutoRenew and StopAutoRenew
+	turn     *tenure       // that Run's f is called for
 	watchers map[chan QuorumEvent]bool
 	told     QuorumEvent // the last one; State "": none yet
 	loop     *quorumLoop // nil: there is none
@@ -141,7 +143,7 @@ type line interface {
 func newQuorum(cfg *quorumConfig, t *Tracker, l line, w witness) *PGQuorum {
 	q := &PGQuorum{
 		cfg: cfg, t: t, line: l, witness: w, id: rand.Text(),
-		own: make(chan struct{}, 1), begun: make(chan struct{}), watchers: map[chan QuorumEvent]bool{},
+		own: make(chan struct{}, 1), begun: make(chan struct{}), closed: make(chan struct{}), watchers: map[chan QuorumEvent]bool{},
 	}
 	q.holdOff = q.now()
 	q.stats.Losses = map[LossReason]int64{}
@@ -167,6 +169,32 @@ func (q *PGQuorum) use(ctx context.Context) error {
 
 func (q *PGQuorum) letGo() { <-q.own }
 
+// useOpen is use of a quorum that is not closed.
+func (q *PGQuorum) useOpen(ctx context.Context) error {
+	err := q.isClosed() // who is closed does not wait
+	if err == nil {
+		if err = q.use(ctx); err != nil {
+			return err
+		}
+		if err = q.isClosed(); err != nil {
+			q.letGo()
+		}
+	}
+	return err
+}
+
+// isClosed returns an ErrQuorumClosed if the quorum or its pool is closed.
+func (q *PGQuorum) isClosed() error {
+	select {
+	case <-q.closed:
+		return ErrQuorumClosed
+	case <-q.t.closing():
+		return fmt.Errorf("%w: its pool is", ErrQuorumClosed)
+	default:
+		return nil
+	}
+}
+
 // attempt is the ctx of one request. A holder leaves itself time for another one.
 func (q *PGQuorum) attempt(ctx context.Context) (context.Context, context.CancelFunc) {
 	d := q.cfg.attempt
@@ -187,9 +215,9 @@ var errAttempt = errors.New("baldur: the witness has not answered in time (WithA
 // while the lease is another's, nor before that has been seen unchanged for its TTL.
 //
 // With an error, the result of the acquisition is unknown, and this process is
-// not primary, or as long as it was before.
+// not primary, or as long as it was before. After Close it is [ErrQuorumClosed].
 func (q *PGQuorum) TryAcquirePrimary(ctx context.Context) (bool, error) {
-	if err := q.use(ctx); err != nil {
+	if err := q.useOpen(ctx); err != nil {
 		return false, err
 	}
 	defer q.letGo()
@@ -257,7 +285,7 @@ func (q *PGQuorum) look(ctx context.Context) error {
 // still is. With an error it is unknown whether the lease was renewed, and the
 // belief ends when it would have.
 func (q *PGQuorum) RenewLease(ctx context.Context) (bool, error) {
-	if err := q.use(ctx); err != nil {
+	if err := q.useOpen(ctx); err != nil {
 		return false, err
 	}
 	defer q.letGo()
@@ -365,7 +393,7 @@ func (q *PGQuorum) releaseOnce(ctx context.Context) error {
 // clock; false if there is none. It is for people and for routing: it is out of
 // date when it arrives, and proves nothing.
 func (q *PGQuorum) CurrentPrimary(ctx context.Context) (region string, ok bool, err error) {
-	if err := q.use(ctx); err != nil {
+	if err := q.useOpen(ctx); err != nil {
 		return "", false, err
 	}
 	defer q.letGo()
@@ -382,7 +410,7 @@ func (q *PGQuorum) CurrentPrimary(ctx context.Context) (region string, ok bool, 
 // when it answered, and is so by the clock now. If the witness says that it is
 // not, the belief ends.
 func (q *PGQuorum) IsPrimaryVerified(ctx context.Context) (bool, error) {
-	if err := q.use(ctx); err != nil {
+	if err := q.useOpen(ctx); err != nil {
 		return false, err
 	}
 	defer q.letGo()

@@ -20,14 +20,68 @@ const (
 // StartAutoRenew has this process renew the lease while it is primary, and be a
 // candidate while it is not, on a goroutine of its own, until StopAutoRenew.
 // Errors are logged, counted in Stats, and tried again. A second call does
-// nothing. When the pool is closed it stops.
+// nothing, and neither does one after Close. When the pool is closed it stops.
 func (q *PGQuorum) StartAutoRenew() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if !q.campaign {
+	if !q.campaign && !q.isClosedLocked() {
 		q.campaign = true
 		q.startLocked()
 	}
+}
+
+// Run calls f whenever this process becomes primary, with a ctx that ends when it is
+// primary no more, as PrimaryContext's. It contends for the lease by StartAutoRenew until
+// then, and again when f has returned: never while f still runs, so that no other process
+// waits for one that only believes to be at work. When it returns it has released the lease.
+//
+// It returns when f returns while this process is still primary, with f's error, nil or
+// not; when ctx ends, with its cause; and, when the quorum or its pool is closed, with
+// [ErrQuorumClosed]; in each case after f has returned. An error of an f whose lease was
+// lost is logged. A panic of f passes, and the lease is released.
+//
+// Call neither StartAutoRenew nor StopAutoRenew beside it. What f must not do twice belongs in
+// a transaction: see [PGQuorum.InTx].
+func (q *PGQuorum) Run(ctx context.Context, f func(ctx context.Context) error) error {
+	defer q.stopAutoRenew(true)
+	for {
+		q.StartAutoRenew()
+		primary, tenure, err := q.awaitPrimary(ctx)
+		if err != nil {
+			return err
+		}
+		if !q.setTurn(tenure) {
+			continue // lost already
+		}
+		err = func() error {
+			defer q.setTurn(nil) // also if f panics
+			return f(primary)
+		}()
+		switch {
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case tenure.ctx.Err() == nil:
+			return err
+		}
+		if closed := q.isClosed(); closed != nil {
+			return closed
+		}
+		if err != nil {
+			q.cfg.log.Warn("baldur: the work of a primary has ended after its lease was lost", "lease", q.cfg.name, "cause", context.Cause(primary), "error", err)
+		}
+	}
+}
+
+// setTurn notes the hold that Run's f is called for, with whose loss the contention ends, and
+// reports false if it is lost. While f winds up because ctx has ended, the lease is renewed.
+func (q *PGQuorum) setTurn(t *tenure) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if t != nil && t.ctx.Err() != nil {
+		return false
+	}
+	q.turn = t
+	return true
 }
 
 // quorumLoop is a run of the loop.
@@ -63,9 +117,12 @@ func (q *PGQuorum) endLoopLocked() {
 // left, and no connection unless Watch has need of it. It may be called at any
 // time, also by WithOnAcquired's and WithOnLost's functions; if it was stopped
 // already, it does nothing.
-func (q *PGQuorum) StopAutoRenew() {
+func (q *PGQuorum) StopAutoRenew() { q.stopAutoRenew(false) }
+
+// stopAutoRenew is StopAutoRenew; with release the lease is released also if it was stopped already.
+func (q *PGQuorum) stopAutoRenew(release bool) {
 	q.mu.Lock()
-	was := q.campaign
+	was := q.campaign || release
 	q.campaign = false
 	q.endLoopLocked()
 	last, ending := q.last, q.loop == nil
@@ -80,11 +137,23 @@ func (q *PGQuorum) StopAutoRenew() {
 	q.calls.drain()
 }
 
-// Close is StopAutoRenew, and ends the channels of Watch, releases what
-// TryAcquirePrimary has got, and gives the connection up. The error is that of
-// the release.
+func (q *PGQuorum) isClosedLocked() bool {
+	select {
+	case <-q.closed:
+		return true
+	default:
+		return false
+	}
+}
+
+// Close is StopAutoRenew for good. It also ends the channels of Watch, releases what
+// TryAcquirePrimary has got, and gives the connection up. Calls that wait for the
+// lease, and later ones, end with [ErrQuorumClosed]. The error is that of the release.
 func (q *PGQuorum) Close() error {
 	q.mu.Lock()
+	if !q.isClosedLocked() {
+		close(q.closed)
+	}
 	q.campaign = false
 	q.dropWatchersLocked()
 	q.endLoopLocked()

@@ -75,33 +75,50 @@ func (q *PGQuorum) Lease() (QuorumLease, bool) {
 // It returns ErrNotPrimary if this process is not primary now. To wait until it
 // is, see [PGQuorum.AwaitPrimary].
 func (q *PGQuorum) PrimaryContext(ctx context.Context) (context.Context, error) {
+	ctx, _, err := q.primaryContext(ctx)
+	return ctx, err
+}
+
+// primaryContext is PrimaryContext, and tells the tenure that it is of.
+func (q *PGQuorum) primaryContext(ctx context.Context) (context.Context, *tenure, error) {
 	t := q.valid()
 	if t == nil {
-		return nil, ErrNotPrimary
+		return nil, nil, ErrNotPrimary
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	stop := context.AfterFunc(t.ctx, func() { cancel(context.Cause(t.ctx)) })
 	context.AfterFunc(ctx, func() { stop() })
-	return ctx, nil
+	return ctx, t.tenure, nil
 }
 
 // AwaitPrimary waits until this process is primary, for which StartAutoRenew must
 // be in effect or someone call TryAcquirePrimary, and returns PrimaryContext's.
-// It returns ctx's cause if that ends, or has ended, before.
+// It returns ctx's cause if that ends, or has ended, before, and [ErrQuorumClosed] if
+// the quorum or its pool is closed.
 func (q *PGQuorum) AwaitPrimary(ctx context.Context) (context.Context, error) {
+	ctx, _, err := q.awaitPrimary(ctx)
+	return ctx, err
+}
+
+func (q *PGQuorum) awaitPrimary(ctx context.Context) (context.Context, *tenure, error) {
 	for {
 		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
+			return nil, nil, context.Cause(ctx)
 		}
 		q.mu.Lock()
 		begun := q.begun
 		q.mu.Unlock()
-		if c, err := q.PrimaryContext(ctx); err == nil {
-			return c, nil
+		if c, tenure, err := q.primaryContext(ctx); err == nil {
+			return c, tenure, nil
+		}
+		if err := q.isClosed(); err != nil {
+			return nil, nil, err
 		}
 		select {
 		case <-begun:
 		case <-ctx.Done():
+		case <-q.closed:
+		case <-q.t.closing():
 		}
 	}
 }
@@ -213,6 +230,11 @@ func (q *PGQuorum) loseLocked(reason LossReason) (*term, bool) {
 	q.term.Store(nil)
 	q.guard.Stop()
 	t.cancel(&LeaseLostError{q.cfg.name, t.lease.Epoch, reason})
+	if q.turn == t.tenure {
+		q.campaign = false
+		q.endLoopLocked()
+		q.line.interrupt()
+	}
 	q.stats.Losses[reason]++
 	if reason == LossReleased {
 		q.logLocked(slog.LevelInfo, "baldur: this process has released the lease", "epoch", t.lease.Epoch)

@@ -147,6 +147,13 @@ func (t *Tracker) unregister() {
 	}
 }
 
+// closing returns what is closed when the pool is.
+func (t *Tracker) closing() <-chan struct{} {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.closed
+}
+
 func (t *Tracker) isClosed() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -58,6 +58,13 @@ func New(target string) (*Proxy, error) {
 // Addr returns the address to connect to instead of the server's.
 func (p *Proxy) Addr() string { return p.listener.Addr().String() }
 
+// Target returns the address that new connections go to.
+func (p *Proxy) Target() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.target
+}
+
 // Freeze holds back everything that is sent in a direction from now on, the end
 // of a connection included; neither side is told. What the proxy has already
 // received may still get through. New connections are accepted, and freeze too.

@@ -1,0 +1,381 @@
+package baldur_test
+
+import (
+	"bytes"
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/lib/pq"
+	"go.uber.org/goleak"
+
+	"github.com/baldur-go/baldur"
+	"github.com/baldur-go/baldur/internal/faultproxy"
+	"github.com/baldur-go/baldur/internal/pgtest"
+)
+
+// TestCase10Closed: what waits for the lease, and what asks for it, ends when the quorum or its
+// pool is closed, and nothing comes back to life.
+func TestCase10Closed(t *testing.T) {
+	ctx := testCtx(t)
+	for name, end := range map[string]func(*baldur.PGQuorum, *sql.DB){
+		"quorum": func(q *baldur.PGQuorum, _ *sql.DB) { _ = q.Close() },
+		"pool":   func(_ *baldur.PGQuorum, db *sql.DB) { _ = db.Close() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			dsn := pgtest.DSN(t)
+			others := openPool(t, dsn)
+			holder := newQuorum(t, others, "holder", baldur.WithLeaseTTL(shortTTL))
+			before := goleak.IgnoreCurrent()
+			mustAcquire(t, holder)
+			holder.StartAutoRenew()
+			db := openPool(t, dsn)
+			q := newQuorum(t, db, "a", baldur.WithLeaseTTL(shortTTL))
+			q.StartAutoRenew()
+			waits := map[string]func() error{
+				"AwaitPrimary": func() error { _, err := q.AwaitPrimary(context.Background()); return err },
+				"Run":          func() error { return q.Run(context.Background(), func(context.Context) error { return nil }) },
+			}
+			results := make(chan error, len(waits))
+			for _, wait := range waits {
+				go func() { results <- wait() }()
+			}
+			sees(t, q, "holder")
+			end(q, db)
+			for range waits {
+				select {
+				case err := <-results:
+					if !errors.Is(err, baldur.ErrQuorumClosed) {
+						t.Error(err)
+					}
+				case <-ctx.Done():
+					t.Fatal("it still waits")
+				}
+			}
+			if err := holder.Close(); err != nil {
+				t.Fatal(err)
+			}
+			q.StartAutoRenew()
+			for what, call := range map[string]func() error{
+				"TryAcquirePrimary": func() error { _, err := q.TryAcquirePrimary(ctx); return err },
+				"RenewLease":        func() error { _, err := q.RenewLease(ctx); return err },
+				"CurrentPrimary":    func() error { _, _, err := q.CurrentPrimary(ctx); return err },
+				"IsPrimaryVerified": func() error { _, err := q.IsPrimaryVerified(ctx); return err },
+				"AwaitPrimary":      waits["AwaitPrimary"],
+				"Run":               waits["Run"],
+			} {
+				if err := call(); !errors.Is(err, baldur.ErrQuorumClosed) {
+					t.Error(what, err)
+				}
+			}
+			if q.IsPrimary() {
+				t.Error("primary after its end")
+			}
+			_ = q.Close()
+			_ = db.Close()
+			goleak.VerifyNone(t, before)
+		})
+	}
+}
+
+// sees waits until q has heard that a region has the lease.
+func sees(t testing.TB, q *baldur.PGQuorum, region string) {
+	t.Helper()
+	for e := range q.Watch(testCtx(t)) {
+		if e.State == baldur.LeaseHeld && e.Lease.Region == region {
+			return
+		}
+	}
+	t.Fatal("it has not seen ", region)
+}
+
+// TestCase9SmallPool: a lease leaves a pool of one connection to the program.
+func TestCase9SmallPool(t *testing.T) {
+	ctx := testCtx(t)
+	dsn := pgtest.DSN(t)
+	db := openPool(t, dsn)
+	db.SetMaxOpenConns(1)
+	for i := range 5 {
+		q := newQuorum(t, db, "a", baldur.WithLeaseTTL(shortTTL), baldur.WithLeaseName(fmt.Sprint(i)))
+		takeOver(t, q)
+		if err := q.InTx(ctx, nil, func(tx *sql.Tx, _ int64) error {
+			_, err := tx.ExecContext(ctx, "SELECT 1")
+			return err
+		}); err != nil {
+			t.Fatal(i, err)
+		}
+	}
+	held, err := db.Conn(ctx) // and needs none of it
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = held.Close() }()
+	takeOver(t, newQuorum(t, db, "a", baldur.WithLeaseTTL(shortTTL), baldur.WithLeaseName("exhausted")))
+}
+
+// TestRun: f runs while its process is primary, and in no two of them at once.
+func TestRun(t *testing.T) {
+	ctx := testCtx(t)
+	dsn := pgtest.DSN(t)
+	adm := openPool(t, dsn)
+	var working atomic.Int32
+	var turns [2]atomic.Int32
+	run, stop := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	results := make(chan error, 2)
+	both := make(chan struct{})
+	for i := range turns {
+		q := newQuorum(t, openPool(t, dsn+"&application_name=run"), fmt.Sprint(i), baldur.WithLeaseTTL(shortTTL))
+		wg.Go(func() {
+			results <- q.Run(run, func(ctx context.Context) error {
+				if n := working.Add(1); n > 1 {
+					t.Error(n, "at work")
+				}
+				defer working.Add(-1)
+				if turns[i].Add(1) == 3 && turns[1-i].Load() >= 3 {
+					close(both)
+				}
+				_ = q.ReleaseLease(ctx)
+				<-ctx.Done()
+				if q.IsPrimary() {
+					t.Error("primary while f of the hold before still runs")
+				}
+				return errors.New("the work has ended with its ctx")
+			})
+		})
+	}
+	select {
+	case <-both:
+	case <-ctx.Done():
+		t.Fatal("no turn for", turns[0].Load(), turns[1].Load())
+	}
+	stop()
+	wg.Wait()
+	for range turns {
+		if err := <-results; !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+	}
+	q := newQuorum(t, adm, "last", baldur.WithLeaseTTL(shortTTL))
+	mustAcquire(t, q) // they have released it
+	own := errors.New("f's own")
+	if err := q.Run(ctx, func(context.Context) error { return own }); err != own {
+		t.Error(err)
+	}
+	if q.IsPrimary() {
+		t.Error("not released")
+	}
+	func() {
+		defer func() {
+			if recover() != "f" || q.IsPrimary() {
+				t.Error("a panic of f's")
+			}
+		}()
+		_ = q.Run(ctx, func(context.Context) error { panic("f") })
+	}()
+}
+
+// TestInTx: what it returns tells what has happened.
+func TestInTx(t *testing.T) {
+	ctx := testCtx(t)
+	dsn := pgtest.DSN(t)
+	db := openPool(t, dsn)
+	mustExec(t, db, "CREATE TABLE work (epoch bigint PRIMARY KEY DEFERRABLE INITIALLY DEFERRED)")
+	q := newQuorum(t, db, "a", baldur.WithLeaseTTL(shortTTL))
+	write := func(tx *sql.Tx, epoch int64) error {
+		_, err := tx.Exec("INSERT INTO work VALUES ($1)", epoch)
+		return err
+	}
+	if err := q.InTx(ctx, nil, write); !errors.Is(err, baldur.ErrNotPrimary) {
+		t.Error(err)
+	}
+	takeOver(t, q)
+	for _, level := range isolations {
+		mustExec(t, db, "TRUNCATE work")
+		if err := q.InTx(ctx, &sql.TxOptions{Isolation: level}, write); err != nil {
+			t.Error(level, err)
+		}
+	}
+	var e *pq.Error
+	if err := q.InTx(ctx, nil, write); errors.Is(err, baldur.ErrCommitUnknown) || !errors.As(err, &e) || e.Code != "23505" {
+		t.Error("refused at the commit:", err)
+	}
+	own := errors.New("f's own")
+	if err := q.InTx(ctx, nil, func(*sql.Tx, int64) error { return own }); err != own {
+		t.Error(err)
+	}
+	for name, f := range map[string]func(*sql.Tx, int64) error{
+		"an error that f has dropped": func(tx *sql.Tx, _ int64) error { _, _ = tx.Exec("SELECT 1/0"); return nil },
+		"rolled back by f":            func(tx *sql.Tx, _ int64) error { return tx.Rollback() },
+	} {
+		if err := q.InTx(ctx, nil, f); err == nil || errors.Is(err, baldur.ErrCommitUnknown) {
+			t.Error(name, err)
+		}
+	}
+	short, cancel := context.WithCancel(ctx)
+	if err := q.InTx(short, nil, func(*sql.Tx, int64) error { cancel(); return nil }); !errors.Is(err, context.Canceled) || errors.Is(err, baldur.ErrCommitUnknown) {
+		t.Error("ctx ended before the commit:", err)
+	}
+	for range 3 { // connections left in a transaction
+		mustExec(t, db, "BEGIN")
+	}
+	if err := q.InTx(ctx, nil, func(*sql.Tx, int64) error { return nil }); err != nil {
+		t.Error("on a dirty pool:", err)
+	}
+	old, next := stale(t, pgtest.DSN(t))
+	takeOver(t, next)
+	if err := old.InTx(ctx, nil, func(*sql.Tx, int64) error { t.Error("f was called"); return nil }); !errors.Is(err, baldur.ErrFenced) {
+		t.Error(err)
+	}
+}
+
+// TestInTxCut: the network is cut after each message, on its way there and back. What InTx
+// returns agrees with what the server has.
+func TestInTxCut(t *testing.T) {
+	ctx := testCtx(t)
+	dsn, proxy := pgtest.Proxy(t)
+	plain := openPool(t, strings.Replace(dsn, proxy.Addr(), proxy.Target(), 1))
+	mustExec(t, plain, "CREATE TABLE work (n int)")
+	db := openPool(t, dsn)
+	q := newQuorum(t, db, "a")
+	takeOver(t, q)
+	unknown, done := 0, false
+	for n := 0; !done; n++ {
+		mustExec(t, db, "SELECT 1") // a connection, to be cut
+		var at atomic.Int32
+		at.Store(-1)
+		begun, acted := false, int32(n)
+		proxy.OnData(func(d faultproxy.Direction, data []byte) {
+			if d == faultproxy.ToServer && bytes.HasPrefix(data, []byte("Q")) && bytes.Contains(data, []byte("BEGIN READ WRITE\x00")) && at.Load() < 0 {
+				at.Store(0)
+			}
+			if at.Load() >= 0 && !bytes.Contains(data, []byte("renew_seq")) {
+				if at.Add(1) == acted+1 {
+					proxy.Cut()
+				}
+			}
+		})
+		err := q.InTx(ctx, nil, func(tx *sql.Tx, _ int64) error {
+			begun = true
+			_, err := tx.Exec(fmt.Sprintf("INSERT INTO work VALUES (%d)", n))
+			return err
+		})
+		proxy.OnData(func(faultproxy.Direction, []byte) {})
+		done = at.Load() <= acted // it was over before
+		var there bool
+		for { // until the server has ended what was cut
+			var open int
+			if err := plain.QueryRow("SELECT count(*) FROM pg_locks WHERE relation = 'work'::regclass AND pid <> pg_backend_pid()").Scan(&open); err != nil {
+				t.Fatal(err)
+			}
+			if open == 0 {
+				break
+			}
+		}
+		if err := plain.QueryRow("SELECT EXISTS (SELECT FROM work WHERE n = $1)", n).Scan(&there); err != nil {
+			t.Fatal(err)
+		}
+		switch {
+		case errors.Is(err, baldur.ErrCommitUnknown):
+			unknown++
+		case there != (err == nil):
+			t.Errorf("cut after %d: %v, and it is there: %v (begun: %v)", n, err, there, begun)
+		}
+		if n > 100 {
+			t.Fatal("it does not end:", err)
+		}
+		for ctx.Err() == nil { // the lease's connection was cut too
+			if ok, err := q.IsPrimaryVerified(ctx); ok && err == nil {
+				break
+			} else if err == nil {
+				takeOver(t, q)
+			}
+		}
+	}
+	if unknown == 0 {
+		t.Error("no commit was cut")
+	}
+	t.Logf("%d commits of unknown result", unknown)
+}
+
+// TestCase11Moved: a table that was moved is found again.
+func TestCase11Moved(t *testing.T) {
+	ctx := testCtx(t)
+	db := openPool(t, pgtest.DSN(t))
+	q := newQuorum(t, db, "a", baldur.WithLeaseTTL(shortTTL))
+	takeOver(t, q)
+	mustExec(t, db, "CREATE SCHEMA ops", "ALTER TABLE public.baldur_lease SET SCHEMA ops")
+	began, refused := time.Now(), q.Stats().Refused
+	for q.Stats().Refused == refused && ctx.Err() == nil {
+		_, _ = q.RenewLease(ctx)
+	}
+	for ok := false; !ok && ctx.Err() == nil; {
+		ok, _ = q.RenewLease(ctx)
+	}
+	t.Log("found after", time.Since(began))
+	if !q.IsPrimary() {
+		t.Error("the lease was lost")
+	}
+	if name, err := baldur.LeaseTable(ctx, db); name != "ops.baldur_lease" || err != nil {
+		t.Error(name, err)
+	}
+}
+
+// TestCase6NotifyQueue: a queue of notifications that others have filled costs no lease.
+func TestCase6NotifyQueue(t *testing.T) {
+	ctx := testCtx(t)
+	var version int
+	if err := openPool(t, pgtest.DSN(t)).QueryRow("SELECT current_setting('server_version_num')::int").Scan(&version); err != nil {
+		t.Fatal(err)
+	}
+	if version < 170000 {
+		t.Skip("the queue has 8 GB before PostgreSQL 17, which has max_notify_queue_pages")
+	}
+	dsn := pgtest.Server(t, "max_notify_queue_pages=64").DSN("postgres")
+	db := openPool(t, dsn)
+	a, b := newQuorum(t, openPool(t, dsn), "a", baldur.WithLeaseTTL(shortTTL)), newQuorum(t, openPool(t, dsn), "b", baldur.WithLeaseTTL(shortTTL))
+	a.StartAutoRenew()
+	if _, err := a.AwaitPrimary(ctx); err != nil {
+		t.Fatal(err)
+	}
+	sees(t, b, "a")
+	slow, err := db.Conn(ctx) // who listens, and reads nothing
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = slow.Close() }()
+	for _, s := range []string{"LISTEN other_app", "BEGIN", "SELECT 1"} {
+		if _, err := slow.ExecContext(ctx, s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for err = nil; err == nil; {
+		_, err = db.ExecContext(ctx, "SELECT pg_notify('junk', repeat('x', 7900) || g) FROM generate_series(1, 10) g")
+	}
+	if !strings.Contains(err.Error(), "54000") {
+		t.Fatal(err)
+	}
+	b.StartAutoRenew()
+	fresh := newQuorum(t, openPool(t, dsn), "fresh", baldur.WithLeaseTTL(shortTTL))
+	for range 3 {
+		if err := a.ReleaseLease(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.AwaitPrimary(ctx); err != nil {
+			t.Fatal(err)
+		}
+		a, b = b, a
+		sees(t, fresh, map[bool]string{true: "a", false: "b"}[a.IsPrimary() && a.Stats().Region == "a"])
+	}
+	for _, q := range []*baldur.PGQuorum{a, b} {
+		if s := q.Stats(); s.Losses[baldur.LossExpired] > 0 {
+			t.Errorf("%+v", s)
+		}
+	}
+}
