@@ -249,7 +249,7 @@ func newDirtyServer(t *testing.T) *dirtyServer {
 	t.Helper()
 	s := &dirtyServer{
 		Server: pgtest.Server(t, "max_connections=600", "superuser_reserved_connections=5"),
-		known:  map[string]bool{}, slots: make(chan struct{}, 16),
+		known:  map[string]bool{}, slots: make(chan struct{}, 24),
 	}
 	root, err := sql.Open("postgres", s.SocketDSN("postgres"))
 	if err != nil {
@@ -681,8 +681,8 @@ func (w *dirtyWorld) kill(sides []int, spare []int64) error {
 	for _, side := range sides {
 		roles = append(roles, w.role(side))
 	}
-	_, err := w.s.root.ExecContext(w.ctx, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-		WHERE datname = $1 AND usename = ANY ($2::text[]) AND NOT pid = ANY ($3::int[])`, w.name, pq.Array(roles), pq.Array(spare))
+	_, err := w.s.root.ExecContext(w.ctx, `SELECT pg_terminate_backend(pid, 2000) FROM pg_stat_activity
+		WHERE datname = $1 AND usename = ANY ($2::text[]) AND NOT pid = ANY (coalesce($3::int[], '{}'))`, w.name, pq.Array(roles), pq.Array(spare))
 	return err
 }
 
@@ -1005,6 +1005,9 @@ func (s *dirtyServer) usable() []dirt {
 // side or of both, and whatever roles, databases, DSNs and connectors give to the
 // sessions, there are never two primaries, and soon one again when the lease's
 // connections are lost.
+//
+// A short run has each state in two ways, and eight combinations. With
+// BALDUR_DIRTY_RUNS each is had in every way, and eight combinations for each run.
 func TestDirtySessions(t *testing.T) {
 	s := newDirtyServer(t)
 	type result struct {
@@ -1017,16 +1020,22 @@ func TestDirtySessions(t *testing.T) {
 		results = append(results, r)
 		go func() { r.err <- s.run(t.Context(), c, 3) }()
 	}
+	all := os.Getenv(envDirtyRuns) != ""
 	for i, d := range s.usable() {
-		try(dirtyCase{2, false, []placed{{d, bySession, []int{1}}}})
-		if !testing.Short() {
-			try(dirtyCase{2, i%2 == 0, []placed{{d, bySession, []int{0, 1}}}})
+		if all || i%2 == 0 {
+			try(dirtyCase{2, i%4 == 0, []placed{{d, bySession, []int{1}}}})
 		}
-		given := ways[1+i%(len(ways)-1)]
-		for !given.fits(d) {
-			given = ways[1+int(given)%(len(ways)-1)]
+		if all || i%2 == 1 {
+			try(dirtyCase{2, i%4 == 1, []placed{{d, bySession, []int{0, 1}}}})
 		}
-		try(dirtyCase{2, i%3 == 0, []placed{{d, given, [][]int{{1}, {0, 1}}[i/2%2]}}})
+		for j := range ways[1:] {
+			if given := ways[1+(i+j)%(len(ways)-1)]; given.fits(d) {
+				try(dirtyCase{2, i%3 == 0, []placed{{d, given, [][]int{{1}, {0, 1}}[i/2%2]}}})
+				if !all {
+					break
+				}
+			}
+		}
 	}
 	for _, r := range results {
 		t.Run(r.c.String(), func(t *testing.T) {
@@ -1035,16 +1044,14 @@ func TestDirtySessions(t *testing.T) {
 			}
 		})
 	}
+	t.Run("combinations", func(t *testing.T) { dirtyCombinations(t, s) })
 }
 
-// TestDirtyCombinations is TestDirtySessions with more than one state. It tries
-// eight combinations for each of BALDUR_DIRTY_RUNS (default 1).
-func TestDirtyCombinations(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes seconds")
-	}
-	s := newDirtyServer(t)
-	runs := cmp.Or(os.Getenv("BALDUR_DIRTY_RUNS"), "1")
+const envDirtyRuns = "BALDUR_DIRTY_RUNS"
+
+// dirtyCombinations is TestDirtySessions with more than one state.
+func dirtyCombinations(t *testing.T, s *dirtyServer) {
+	runs := cmp.Or(os.Getenv(envDirtyRuns), "1")
 	for name, value := range map[string]string{"rapid.checks": runs, "rapid.shrinktime": "1s"} {
 		f := flag.Lookup(name)
 		was := f.Value.String()
