@@ -865,13 +865,13 @@ func TestCase16ReadOnlyServer(t *testing.T) {
 	t.Cleanup(func() { _ = proxy.Close() })
 	adm := plainPool(t, first.SocketDSN("postgres"))
 	byProxy := newQuorum(t, openPool(t, first.DSNAt(proxy.Addr(), "postgres")), "proxy", baldur.WithLeaseTTL(shortTTL), baldur.WithLeaseName("proxy"))
-	u, err := url.Parse(first.DSN("postgres"))
+	cfg, err := pq.NewConfig(first.DSN("postgres"))
 	if err != nil {
-		t.Fatal(err)
+		t.Fatal("the server's DSN is not valid")
 	}
-	u.Host = first.Addr() + "," + second.Addr()
-	byHosts := newQuorum(t, openPool(t, withParams(t, u.String(), "target_session_attrs", "read-write", "application_name", "hosts")), "hosts",
-		baldur.WithLeaseTTL(shortTTL), baldur.WithLeaseName("hosts"))
+	hosts := fmt.Sprintf("host=127.0.0.1,127.0.0.1 port=%s,%s user=%s password=%s dbname=postgres sslmode=disable target_session_attrs=read-write",
+		portOf(first.Addr()), portOf(second.Addr()), cfg.User, cfg.Password)
+	byHosts := newQuorum(t, openPool(t, hosts), "hosts", baldur.WithLeaseTTL(shortTTL), baldur.WithLeaseName("hosts"))
 	takeOver(t, byProxy)
 	takeOver(t, byHosts)
 	soon(t, "the standby has the rows", 10*time.Second, func() bool {
@@ -895,6 +895,8 @@ func TestCase16ReadOnlyServer(t *testing.T) {
 		}
 	}
 }
+
+func portOf(addr string) string { return addr[strings.LastIndexByte(addr, ':')+1:] }
 
 // TestCase17SealAhead: an epoch that is behind what was sealed is given up, and
 // the lease taken again with a higher one.
@@ -953,6 +955,7 @@ func TestHostileSearchPath(t *testing.T) {
 	adm := plainPool(t, dsn)
 	mustExec(t, adm, "CREATE TABLE public.payload (epoch bigint)", "CREATE SCHEMA trap", "CREATE TYPE trap.text AS (x int)", "CREATE TYPE trap.regclass AS (x int)",
 		copyTraps, betterTraps("public"))
+	adm = plainPool(t, withParams(t, dsn, "search_path", "pg_catalog")) // which steps on none itself
 	if n := scan[int](t, adm, "SELECT count(*) FROM pg_proc WHERE pronamespace IN ('trap'::regnamespace, 'public'::regnamespace)"); n < 3000 {
 		t.Fatalf("%d traps are few", n)
 	}
@@ -1028,6 +1031,9 @@ type wreck struct {
 	name string
 	sql  []string // {table}, {schema}, {evil}, and the functions evil makes
 	want string   // what the refusal says
+
+	// mended: it is nobody's, and baldur may put it right instead.
+	mended bool
 }
 
 // evilFunctions are those of role evil. Each notes that it has run.
@@ -1045,37 +1051,37 @@ func evilFunctions(t testing.TB, adm *sql.DB, evil string) {
 	}
 }
 
-// leaseWrecks are of the lease's table; col is a text column of it.
+// wrecks are of a table with a column of text and one of numbers.
 func wrecks(text, number string) []wreck {
 	return []wreck{
-		{"foreign owner", []string{"ALTER TABLE {table} OWNER TO {evil}"}, "own"},
-		{"before trigger", []string{"CREATE TRIGGER x BEFORE INSERT OR UPDATE ON {table} FOR EACH ROW EXECUTE FUNCTION e.trig()"}, "trigger"},
-		{"after trigger", []string{"CREATE TRIGGER x AFTER INSERT OR UPDATE ON {table} FOR EACH STATEMENT EXECUTE FUNCTION e.trig()"}, "trigger"},
-		{"constraint trigger", []string{"CREATE CONSTRAINT TRIGGER x AFTER INSERT OR UPDATE ON {table} DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION e.trig()"}, "trigger"},
-		{"trigger always", []string{"CREATE TRIGGER x BEFORE UPDATE ON {table} FOR EACH ROW EXECUTE FUNCTION e.trig()", "ALTER TABLE {table} ENABLE ALWAYS TRIGGER x"}, "trigger"},
-		{"rule", []string{"CREATE RULE x AS ON UPDATE TO {table} DO ALSO SELECT e.int()"}, "rule"},
-		{"rule instead", []string{"CREATE RULE x AS ON INSERT TO {table} DO INSTEAD NOTHING"}, "rule"},
-		{"row security", []string{"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY", "CREATE POLICY p ON {table} USING (e.ok(name))"}, "row"},
-		{"forced row security", []string{"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY", "CREATE POLICY p ON {table} USING (true)"}, "row"},
-		{"child", []string{"CREATE TABLE e.child () INHERITS ({table})", "ALTER TABLE e.child OWNER TO {evil}"}, "inherit"},
-		{"parent", []string{"CREATE TABLE e.parent (LIKE {table})", "ALTER TABLE e.parent OWNER TO {evil}", "ALTER TABLE {table} INHERIT e.parent"}, "inherit"},
-		{"default", []string{"ALTER TABLE {table} ALTER COLUMN " + number + " SET DEFAULT e.int()"}, "default|function"},
-		{"generated column", []string{"ALTER TABLE {table} ADD COLUMN g boolean GENERATED ALWAYS AS (e.ok(name)) STORED"}, "generated|default|function"},
-		{"check", []string{"ALTER TABLE {table} ADD CHECK (e.ok(name))"}, "check|function"},
-		{"check by an operator", []string{"ALTER TABLE {table} ADD CHECK (name OPERATOR(e.===) 'x')"}, "check|function|operator"},
-		{"expression index", []string{"CREATE INDEX ON {table} (e.ok(name))"}, "index|function"},
-		{"partial index", []string{"CREATE INDEX ON {table} (name) WHERE e.ok(name)"}, "index|function"},
-		{"domain", []string{"ALTER TABLE {table} ALTER COLUMN " + text + " TYPE e.dom"}, "domain|type|function"},
-		{"type of a column", []string{"ALTER TABLE {table} ALTER COLUMN epoch TYPE numeric"}, "type|column"},
+		{"foreign owner", []string{"ALTER TABLE {table} OWNER TO {evil}"}, "own", false},
+		{"before trigger", []string{"CREATE TRIGGER x BEFORE INSERT OR UPDATE ON {table} FOR EACH ROW EXECUTE FUNCTION e.trig()"}, "trigger", false},
+		{"after trigger", []string{"CREATE TRIGGER x AFTER INSERT OR UPDATE ON {table} FOR EACH STATEMENT EXECUTE FUNCTION e.trig()"}, "trigger", false},
+		{"constraint trigger", []string{"CREATE CONSTRAINT TRIGGER x AFTER INSERT OR UPDATE ON {table} DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION e.trig()"}, "trigger", false},
+		{"trigger always", []string{"CREATE TRIGGER x BEFORE UPDATE ON {table} FOR EACH ROW EXECUTE FUNCTION e.trig()", "ALTER TABLE {table} ENABLE ALWAYS TRIGGER x"}, "trigger", false},
+		{"rule", []string{"CREATE RULE x AS ON UPDATE TO {table} DO ALSO SELECT e.int()"}, "rule", false},
+		{"rule instead", []string{"CREATE RULE x AS ON INSERT TO {table} DO INSTEAD NOTHING"}, "rule", false},
+		{"row security", []string{"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY", "CREATE POLICY p ON {table} USING (e.ok(name))"}, "row", false},
+		{"forced row security", []string{"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY", "CREATE POLICY p ON {table} USING (true)"}, "row", false},
+		{"child", []string{"CREATE TABLE e.child () INHERITS ({table})", "ALTER TABLE e.child OWNER TO {evil}"}, "inherit", false},
+		{"parent", []string{"CREATE TABLE e.parent (LIKE {table})", "ALTER TABLE e.parent OWNER TO {evil}", "ALTER TABLE {table} INHERIT e.parent"}, "inherit", false},
+		{"default", []string{"ALTER TABLE {table} ALTER COLUMN " + number + " SET DEFAULT e.int()"}, "default|function", false},
+		{"generated column", []string{"ALTER TABLE {table} ADD COLUMN g boolean GENERATED ALWAYS AS (e.ok(name)) STORED"}, "generated|default|function", false},
+		{"check", []string{"ALTER TABLE {table} ADD CHECK (e.ok(name))"}, "check|function", false},
+		{"check by an operator", []string{"ALTER TABLE {table} ADD CHECK (name OPERATOR(e.===) 'x')"}, "check|function|operator", false},
+		{"expression index", []string{"CREATE INDEX ON {table} (e.ok(name))"}, "index|function", false},
+		{"partial index", []string{"CREATE INDEX ON {table} (name) WHERE e.ok(name)"}, "index|function", false},
+		{"domain", []string{"ALTER TABLE {table} ALTER COLUMN " + text + " TYPE e.dom"}, "domain|type|function", false},
+		{"type of a column", []string{"ALTER TABLE {table} ALTER COLUMN epoch TYPE numeric"}, "", false},
 		{"partitioned", []string{"ALTER TABLE {table} RENAME TO was", "CREATE TABLE {table} (LIKE {schema}.was INCLUDING ALL) PARTITION BY LIST (name)",
-			"CREATE TABLE e.part PARTITION OF {table} DEFAULT", "GRANT SELECT, INSERT, UPDATE ON {table} TO PUBLIC", "DROP TABLE {schema}.was"}, "partition"},
-		{"view", []string{"ALTER TABLE {table} RENAME TO was", "ALTER TABLE {schema}.was SET SCHEMA e", "CREATE VIEW {table} AS SELECT * FROM e.was", "GRANT SELECT, INSERT, UPDATE ON {table} TO PUBLIC"}, "view"},
-		{"unlogged", []string{"ALTER TABLE {table} SET UNLOGGED"}, "UNLOGGED"},
-		{"no fence index", []string{"DROP INDEX {table}_fence"}, "index"},
-		{"fence index that is not unique", []string{"DROP INDEX {table}_fence", "CREATE INDEX {name}_fence ON {table} (name, epoch)"}, "index"},
-		{"fence index of some rows", []string{"DROP INDEX {table}_fence", "CREATE UNIQUE INDEX {name}_fence ON {table} (name, epoch) WHERE epoch > 0"}, "index"},
-		{"fence index without the epoch", []string{"DROP INDEX {table}_fence", "CREATE UNIQUE INDEX {name}_fence ON {table} (name) INCLUDE (epoch)"}, "index"},
-		{"no primary key", []string{"ALTER TABLE {table} DROP CONSTRAINT {name}_pkey"}, "key|unique|index"},
+			"CREATE TABLE e.part PARTITION OF {table} DEFAULT", "GRANT SELECT, INSERT, UPDATE ON {table} TO PUBLIC", "DROP TABLE {schema}.was"}, "partition", false},
+		{"view", []string{"ALTER TABLE {table} RENAME TO was", "ALTER TABLE {schema}.was SET SCHEMA e", "CREATE VIEW {table} AS SELECT * FROM e.was", "GRANT SELECT, INSERT, UPDATE ON {table} TO PUBLIC"}, "view", false},
+		{"unlogged", []string{"ALTER TABLE {table} SET UNLOGGED"}, "UNLOGGED", true},
+		{"no fence index", []string{"DROP INDEX {table}_fence"}, "index", true},
+		{"fence index that is not unique", []string{"DROP INDEX {table}_fence", "CREATE INDEX {name}_fence ON {table} (name, epoch)"}, "index", true},
+		{"fence index of some rows", []string{"DROP INDEX {table}_fence", "CREATE UNIQUE INDEX {name}_fence ON {table} (name, epoch) WHERE epoch > 0"}, "index", true},
+		{"fence index without the epoch", []string{"DROP INDEX {table}_fence", "CREATE UNIQUE INDEX {name}_fence ON {table} (name) INCLUDE (epoch)"}, "index", true},
+		{"no primary key", []string{"ALTER TABLE {table} DROP CONSTRAINT {name}_pkey"}, "key|unique|index", true},
 	}
 }
 
@@ -1087,9 +1093,20 @@ func (w wreck) wreck(t testing.TB, adm *sql.DB, table, evil string) {
 	}
 }
 
+// whole tells whether a table is such that its fence holds.
+func whole(t testing.TB, adm *sql.DB, table string) bool {
+	return scan[bool](t, adm, `SELECT c.relpersistence = 'p' AND EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisunique AND i.indisvalid
+			AND i.indpred IS NULL AND i.indexprs IS NULL AND i.indnkeyatts = 2
+			AND (SELECT array_agg(attname::text ORDER BY attname) FROM pg_attribute WHERE attrelid = c.oid AND attnum = ANY (i.indkey::int2[])) = '{epoch,name}')
+		FROM pg_class c WHERE c.oid = $1::regclass`, table)
+}
+
 // refusedFor checks a refusal, and that no code of evil's has run.
-func (w wreck) refusedFor(t testing.TB, adm *sql.DB, what string, err error) {
+func (w wreck) refusedFor(t testing.TB, adm *sql.DB, table, what string, err error) {
 	t.Helper()
+	if err == nil && w.mended && whole(t, adm, table) {
+		return
+	}
 	if err == nil || !regexp.MustCompile("(?i)"+w.want).MatchString(err.Error()) {
 		t.Errorf("%s: %v; want a refusal for %q", what, err, w.want)
 	}
@@ -1122,8 +1139,8 @@ func TestForeignLeaseTable(t *testing.T) {
 			mustExec(t, adm, "SELECT setval('public.ran', 1, false)") // what was there is checked by the ALTER
 			fresh := newQuorum(t, openPool(t, as), "b", baldur.WithLeaseTTL(shortTTL), baldur.WithLeaseName("another row"))
 			ok, err := fresh.TryAcquirePrimary(ctx)
-			w.refusedFor(t, adm, "TryAcquirePrimary", err)
-			if ok || fresh.IsPrimary() {
+			w.refusedFor(t, adm, table, "TryAcquirePrimary", err)
+			if (ok || fresh.IsPrimary()) && !(w.mended && whole(t, adm, table)) {
 				t.Error("primary by a table like that")
 			}
 			loseLinks(t, adm, "lease a")
@@ -1132,12 +1149,12 @@ func TestForeignLeaseTable(t *testing.T) {
 					break
 				}
 			}
-			w.refusedFor(t, adm, "TryAcquirePrimary after a loss", err)
-			if ok {
+			w.refusedFor(t, adm, table, "TryAcquirePrimary after a loss", err)
+			if ok && !(w.mended && whole(t, adm, table)) {
 				t.Error("primary again by a table like that")
 			}
-			w.refusedFor(t, adm, "MigrateQuorum", baldur.MigrateQuorum(ctx, openPool(t, as)))
-			w.refusedFor(t, adm, "MigrateQuorum by a superuser", baldur.MigrateQuorum(ctx, openPool(t, dsn)))
+			w.refusedFor(t, adm, table, "MigrateQuorum", baldur.MigrateQuorum(ctx, openPool(t, as)))
+			w.refusedFor(t, adm, table, "MigrateQuorum by a superuser", baldur.MigrateQuorum(ctx, openPool(t, dsn)))
 		})
 	}
 }
@@ -1167,9 +1184,9 @@ func TestForeignFenceTable(t *testing.T) {
 			w.wreck(t, adm, table, evil)
 			mustExec(t, adm, "SELECT setval('public.ran', 1, false)")
 			_, err := q.SealEpoch(ctx, data)
-			w.refusedFor(t, adm, "SealEpoch", err)
+			w.refusedFor(t, adm, table, "SealEpoch", err)
 			_, err = q.SealEpoch(ctx, openPool(t, dsn))
-			w.refusedFor(t, adm, "SealEpoch by a superuser", err)
+			w.refusedFor(t, adm, table, "SealEpoch by a superuser", err)
 		})
 	}
 }
@@ -1280,11 +1297,10 @@ func TestRowsThatMakeWait(t *testing.T) {
 				t.Fatal(err)
 			}
 			adm := plainPool(t, dsn)
-			lease := "evil"
 			if strings.HasPrefix(set, "lease_id") {
 				mustExec(t, adm, "UPDATE "+onlyTable(t, adm)+" SET epoch = epoch + 1, "+set)
 			} else {
-				mustExec(t, adm, "UPDATE "+onlyTable(t, adm)+" SET epoch = epoch + 1, lease_id = '"+lease+"', region = 'evil', "+set)
+				mustExec(t, adm, "UPDATE "+onlyTable(t, adm)+" SET epoch = epoch + 1, lease_id = 'evil', region = 'evil', "+set)
 			}
 			try := func() bool {
 				t.Helper()
@@ -1294,12 +1310,16 @@ func TestRowsThatMakeWait(t *testing.T) {
 				}
 				return ok
 			}
-			if name != "no names" && try() {
+			some := name != "no names" && !strings.Contains(set, "ttl_ms = 0") && !strings.Contains(set, "ttl_ms = -")
+			if some && try() {
 				t.Fatal("took at once what is another's")
 			}
 			clock.Add(int64(shortTTL) * 9 / 10)
-			if name != "no names" && try() {
+			if some && try() {
 				t.Fatal("took within a TTL what is another's")
+			}
+			if !some && try() {
+				return
 			}
 			clock.Add(int64(301 * time.Second))
 			if !try() {
@@ -1429,8 +1449,7 @@ func TestNotifyStorm(t *testing.T) {
 	b.StartAutoRenew()
 	soon(t, "b listens", 5*shortTTL, func() bool { return channel.Load() != nil })
 	sees(t, b, "a")
-	evil, asEvil := newRole(t, adm, directDSN(t, dsn, adm), "evil", "")
-	_ = evil
+	_, asEvil := newRole(t, adm, directDSN(t, dsn, adm), "evil", "")
 	storm := plainPool(t, asEvil)
 	c, err := storm.Conn(ctx)
 	if err != nil {
@@ -1525,7 +1544,6 @@ func TestSeveralLeaseTables(t *testing.T) {
 // TestSecondLeaseTable: a process does not change from the table that it knew to
 // another one.
 func TestSecondLeaseTable(t *testing.T) {
-	ctx := testCtx(t)
 	dsn := pgtest.SocketDSN(t)
 	adm := plainPool(t, dsn)
 	mustExec(t, adm, "CREATE SCHEMA tenant_42")
@@ -1552,5 +1570,4 @@ func TestSecondLeaseTable(t *testing.T) {
 	if got := onlyTable(t, adm); got != table {
 		t.Errorf("%s, was %s", got, table)
 	}
-	_ = ctx
 }

@@ -300,6 +300,7 @@ CREATE OR REPLACE FUNCTION pg_temp.plain(t oid) RETURNS boolean LANGUAGE sql AS
 DO $do$
 DECLARE f record;
 BEGIN
+	PERFORM set_config('search_path', 'pg_catalog', true); -- so that it steps on none itself
 	FOR f IN SELECT p.proname AS name, pg_get_function_identity_arguments(p.oid) AS args, pg_get_function_result(p.oid) AS ret
 		FROM pg_proc p WHERE p.pronamespace = 'pg_catalog'::regnamespace AND p.prokind = 'f' AND NOT p.proretset AND p.provariadic = 0
 			AND pg_temp.plain(p.prorettype) AND (SELECT coalesce(bool_and(pg_temp.plain(a)), true) FROM unnest(p.proargtypes) a)
@@ -332,6 +333,7 @@ DECLARE
 	kinds text[] := '{smallint,integer,bigint,real,double precision,numeric,text,character varying,name,"char",bit,bit varying,interval,timestamp with time zone,timestamp,date,boolean,oid,regclass,xid,regtype}';
 	ops text[] := '{+,-,*,/,||,=,<>,<,<=,>,>=,<<,>>,&,|,~,!~,~~}';
 BEGIN
+	PERFORM set_config('search_path', 'pg_catalog', true);
 	FOR f IN SELECT l, r FROM unnest(kinds) l, unnest(kinds) r LOOP
 		EXECUTE format('CREATE FUNCTION {schema}.evil(%s, %s) RETURNS boolean LANGUAGE plpgsql AS %L', f.l, f.r,
 			'BEGIN RAISE EXCEPTION ''stepped on a better operator''; END');
