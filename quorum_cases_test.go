@@ -877,9 +877,12 @@ func TestCase16ReadOnlyServer(t *testing.T) {
 	soon(t, "the standby has the rows", 10*time.Second, func() bool {
 		return scan[bool](t, adm, "SELECT count(*) > 0 AND bool_and(replay_lsn >= pg_current_wal_flush_lsn()) FROM pg_stat_replication") || t.Failed()
 	})
-	before := proxy.Stats().Accepted
+	before, refused := proxy.Stats().Accepted, byProxy.Stats().Refused
 	mustExec(t, adm, "ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()")
 	soon(t, "the link is dialled anew", 2*shortTTL, func() bool { return proxy.Stats().Accepted > before })
+	if n := byProxy.Stats().Refused - refused; n > 2 {
+		t.Errorf("dialled anew after %d refusals", n)
+	}
 	if err := second.Promote(ctx); err != nil {
 		t.Fatal(err)
 	}
