@@ -238,11 +238,10 @@ func (c dirtyCase) able(side int) bool {
 // dirtyServer is a server for many cases at once.
 type dirtyServer struct {
 	*pgserver.Server
-	root    *sql.DB // on the database postgres
-	version int
-	known   map[string]bool // settings that the server has
-	names   atomic.Int64
-	slots   chan struct{}
+	root  *sql.DB         // on the database postgres
+	known map[string]bool // settings that the server has
+	names atomic.Int64
+	slots chan struct{}
 }
 
 func newDirtyServer(t *testing.T) *dirtyServer {
@@ -703,7 +702,7 @@ func (w *dirtyWorld) primary() int {
 
 // until polls ok for at most so long.
 func (w *dirtyWorld) until(most time.Duration, ok func() bool) bool {
-	tick := time.NewTicker(time.Millisecond)
+	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	end := time.After(most)
 	for !ok() {
@@ -893,9 +892,31 @@ func (w *dirtyWorld) judge() error {
 // however late the samples are.
 type sampler struct {
 	qs    []*baldur.PGQuorum
+	began time.Time
 	spans map[sampledTerm]*sampledSpan
-	stop  chan struct{}
-	done  chan struct{}
+}
+
+// samplers are sampled every half millisecond by one goroutine, while there are
+// any: one for each would keep the machine busy.
+var samplers = struct {
+	sync.Mutex
+	all map[*sampler]bool
+}{all: map[*sampler]bool{}}
+
+func runSamplers() {
+	tick := time.NewTicker(500 * time.Microsecond)
+	defer tick.Stop()
+	for range tick.C {
+		samplers.Lock()
+		for s := range samplers.all {
+			s.sample()
+		}
+		none := len(samplers.all) == 0
+		samplers.Unlock()
+		if none {
+			return
+		}
+	}
 }
 
 type sampledTerm struct {
@@ -918,40 +939,37 @@ func (s sampledSpan) overlaps(o sampledSpan) bool {
 }
 
 func startSampler(qs ...*baldur.PGQuorum) *sampler {
-	s := &sampler{qs: qs, spans: map[sampledTerm]*sampledSpan{}, stop: make(chan struct{}), done: make(chan struct{})}
-	began := time.Now()
-	go func() {
-		defer close(s.done)
-		tick := time.NewTicker(500 * time.Microsecond)
-		defer tick.Stop()
-		for {
-			for side, q := range s.qs {
-				before := time.Since(began)
-				l, ok := q.Lease()
-				after := time.Since(began)
-				if !ok {
-					continue
-				}
-				if span := s.spans[sampledTerm{side, l.Epoch}]; span != nil {
-					span.last = before
-				} else {
-					s.spans[sampledTerm{side, l.Epoch}] = &sampledSpan{after, before}
-				}
-			}
-			select {
-			case <-tick.C:
-			case <-s.stop:
-				return
-			}
-		}
-	}()
+	s := &sampler{qs: qs, began: time.Now(), spans: map[sampledTerm]*sampledSpan{}}
+	samplers.Lock()
+	defer samplers.Unlock()
+	samplers.all[s] = true
+	if len(samplers.all) == 1 {
+		go runSamplers()
+	}
 	return s
+}
+
+func (s *sampler) sample() {
+	for side, q := range s.qs {
+		before := time.Since(s.began)
+		l, ok := q.Lease()
+		after := time.Since(s.began)
+		if !ok {
+			continue
+		}
+		if span := s.spans[sampledTerm{side, l.Epoch}]; span != nil {
+			span.last = before
+		} else {
+			s.spans[sampledTerm{side, l.Epoch}] = &sampledSpan{after, before}
+		}
+	}
 }
 
 // end ends the sampling and tells what was seen that must not be.
 func (s *sampler) end() error {
-	close(s.stop)
-	<-s.done
+	samplers.Lock()
+	delete(samplers.all, s)
+	samplers.Unlock()
 	var terms []sampledTerm
 	for term := range s.spans {
 		terms = append(terms, term)
@@ -1054,7 +1072,7 @@ const envDirtyRuns = "BALDUR_DIRTY_RUNS"
 // dirtyCombinations is TestDirtySessions with more than one state.
 func dirtyCombinations(t *testing.T, s *dirtyServer) {
 	runs := cmp.Or(os.Getenv(envDirtyRuns), "1")
-	for name, value := range map[string]string{"rapid.checks": runs, "rapid.shrinktime": "1s"} {
+	for name, value := range map[string]string{"rapid.checks": runs, "rapid.shrinktime": "1s", "rapid.nofailfile": "true"} {
 		f := flag.Lookup(name)
 		was := f.Value.String()
 		if err := f.Value.Set(value); err != nil {
