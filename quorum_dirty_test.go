@@ -900,7 +900,8 @@ type sampler struct {
 // any: one for each would keep the machine busy.
 var samplers = struct {
 	sync.Mutex
-	all map[*sampler]bool
+	all     map[*sampler]bool
+	running bool
 }{all: map[*sampler]bool{}}
 
 func runSamplers() {
@@ -911,9 +912,10 @@ func runSamplers() {
 		for s := range samplers.all {
 			s.sample()
 		}
-		none := len(samplers.all) == 0
+		samplers.running = len(samplers.all) > 0
+		running := samplers.running
 		samplers.Unlock()
-		if none {
+		if !running {
 			return
 		}
 	}
@@ -943,7 +945,8 @@ func startSampler(qs ...*baldur.PGQuorum) *sampler {
 	samplers.Lock()
 	defer samplers.Unlock()
 	samplers.all[s] = true
-	if len(samplers.all) == 1 {
+	if !samplers.running {
+		samplers.running = true
 		go runSamplers()
 	}
 	return s
