@@ -1574,3 +1574,29 @@ func TestSecondLeaseTable(t *testing.T) {
 		t.Errorf("%s, was %s", got, table)
 	}
 }
+
+// TestMovedLeaseTable: a table that is moved under those that use it, and found by
+// others, makes no second primary.
+func TestMovedLeaseTable(t *testing.T) {
+	dsn := pgtest.SocketDSN(t)
+	adm := plainPool(t, dsn)
+	mustExec(t, adm, "CREATE SCHEMA ops")
+	table := migrated(t, dsn)
+	as := withParams(t, dsn, "search_path", "ops, public")
+	a := newQuorum(t, openPool(t, as), "a", baldur.WithLeaseTTL(shortTTL))
+	b := newQuorum(t, openPool(t, as), "b", baldur.WithLeaseTTL(shortTTL))
+	c := newQuorum(t, openPool(t, as), "c", baldur.WithLeaseTTL(shortTTL))
+	end := sampled(t, a, b, c)
+	defer end()
+	takeOver(t, a)
+	b.StartAutoRenew()
+	sees(t, b, "a")
+	mustExec(t, adm, "ALTER TABLE "+table+" SET SCHEMA ops")
+	c.StartAutoRenew()
+	// Somebody is primary by it, or all are refused.
+	within(5*shortTTL, func() bool { return b.IsPrimary() || c.IsPrimary() })
+	end()
+	if tables, err := leaseTables(testCtx(t), adm); err != nil || len(tables) != 1 || tables[0] != "ops.baldur_lease" {
+		t.Errorf("lease tables %q, %v", tables, err)
+	}
+}

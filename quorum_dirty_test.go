@@ -18,6 +18,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/lib/pq"
 	"pgregory.net/rapid"
 
@@ -175,12 +177,13 @@ const (
 	byOptions              // in the DSN's options
 	byHook                 // a connector in baldur's
 	byWrap                 // a connector under baldur's
+	byPgx                  // the same, on pgx
 )
 
-var ways = []way{bySession, byRole, byDatabase, byParameter, byOptions, byHook, byWrap}
+var ways = []way{bySession, byRole, byDatabase, byParameter, byOptions, byHook, byWrap, byPgx}
 
 func (w way) String() string {
-	return [...]string{"session", "role", "database", "parameter", "options", "hook", "wrap"}[w]
+	return [...]string{"session", "role", "database", "parameter", "options", "hook", "wrap", "pgx"}[w]
 }
 
 // fits tells whether a dirt can come by the way.
@@ -192,8 +195,6 @@ func (w way) fits(d dirt) bool {
 		return len(d.sql) == 0 && !slices.ContainsFunc(d.gucs, func(g guc) bool {
 			return slices.Contains([]string{"client_encoding", "DateStyle", "application_name"}, g.name)
 		})
-	case byHook, byWrap:
-		return true
 	}
 	return true
 }
@@ -230,7 +231,7 @@ func (p placed) has(side int) bool { return p.way == byDatabase || slices.Contai
 func (c dirtyCase) able(side int) bool {
 	return !slices.ContainsFunc(c.dirts, func(p placed) bool {
 		// A connector that leaves each new connection in a transaction is asking for it.
-		open := (p.way == byHook || p.way == byWrap) && len(p.sql) > 0
+		open := p.way >= byHook && len(p.sql) > 0
 		return p.has(side) && p.way != bySession && (p.unable || open)
 	})
 }
@@ -570,14 +571,23 @@ func (w *dirtyWorld) join(side int) error {
 		return baldur.Hooks{Connector: func(inner driver.Connector) driver.Connector { return dirtyConnector{inner, statements[byHook]} }}
 	})
 	var db *sql.DB
-	if statements[byWrap] != nil {
+	switch {
+	case statements[byPgx] != nil:
+		cfg, err := pgx.ParseConfig(dsn)
+		if err != nil {
+			return err
+		}
+		db = baldur.OpenDB(dirtyConnector{stdlib.GetConnector(*cfg), append(statements[byPgx], statements[byWrap]...)}, hooks)
+	case statements[byWrap] != nil:
 		inner, err := pq.NewConnector(dsn)
 		if err != nil {
 			return err
 		}
 		db = baldur.OpenDB(dirtyConnector{inner, statements[byWrap]}, hooks)
-	} else if db, err = baldur.Open(dsn, hooks); err != nil {
-		return err
+	default:
+		if db, err = baldur.Open(dsn, hooks); err != nil {
+			return err
+		}
 	}
 	w.pools = append(w.pools, db)
 	q, err := baldur.NewPGQuorum(db, "Zürich "+strconv.Itoa(side), baldur.WithLeaseTTL(dirtyTTL), baldur.WithLeaseName(`Zürich's \x`),
@@ -667,8 +677,8 @@ func (w *dirtyWorld) soil(side int) (pids []int64, err error) {
 		for _, s := range statements {
 			s, fails := strings.CutPrefix(s, "!")
 			_, err := c.ExecContext(w.ctx, s)
-			var e *pq.Error
-			if errors.As(err, &e) && !fails && (e.Code.Class() == "42" && e.Code != "42501" && len(w.dirts) == 1 || e.Code.Class() == "22") {
+			var e interface{ SQLState() string }
+			if errors.As(err, &e) && !fails && len(w.dirts) == 1 && (e.SQLState()[:2] == "42" && e.SQLState() != "42501" || e.SQLState()[:2] == "22") {
 				return nil, fmt.Errorf("the test's statement %q: %w", s, err)
 			}
 		}
