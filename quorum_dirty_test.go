@@ -111,7 +111,6 @@ var dirts = []dirt{
 	set("client_min_messages", "debug1"),
 	set("standard_conforming_strings", "off"),
 	set("backslash_quote", "off"),
-	set("escape_string_warning", "on"),
 	set("bytea_output", "escape"),
 	set("extra_float_digits", "-15"),
 	set("row_security", "off"),
@@ -551,7 +550,7 @@ func (w *dirtyWorld) dsn(side int) (string, error) {
 	if options != nil {
 		values.Set("options", strings.Join(options, " "))
 	}
-	u.RawQuery = values.Encode()
+	u.RawQuery = strings.ReplaceAll(values.Encode(), "+", "%20") // pgx takes a plus for one
 	return u.String(), nil
 }
 
