@@ -11,7 +11,7 @@ import (
 // Tests of what WithLeaseTable and WithLeaseOwner promise.
 
 // TestWithLeaseTable: of several tables it chooses one, by its full name, whatever
-// the search_path; candidates that chose differently are told.
+// the search_path.
 func TestWithLeaseTable(t *testing.T) {
 	ctx := testCtx(t)
 	for _, path := range []string{"public", "tenant_42", "", "tenant_42, public", `"$user"`} {
