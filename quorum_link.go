@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -48,6 +49,7 @@ type link struct {
 	table     atomic.Pointer[linkTable] // for everyone, and stays when the link is closed
 	overrule  bool                      // read-only is what the session begins with, not what the server wants
 	barred    time.Time                 // since when the courtesy lock could not be had; zero: it could
+	told      bool                      // who has it, and it is done without
 	deaf      time.Time                 // until when LISTEN is not tried
 	mute      time.Time                 // until when NOTIFY is not
 	heardBell time.Time                 // when a bell was answered last
@@ -242,11 +244,11 @@ func (l *link) findTable(ctx context.Context) error {
 		case err == nil && t == nil && !made:
 			err = l.run(ctx, func(ctx context.Context) error { return spec.migrate(ctx, l.conn, l.limit, false) })
 			if err != nil {
-				return fmt.Errorf("baldur: lease %q: there is no table %s, and it cannot be made (MigrateQuorum makes it, by a role that may): %w", l.cfg.name, spec.newName(), err)
+				return fmt.Errorf("baldur: lease %q: there is no table %s, and it cannot be made (MigrateQuorum makes it, by a role that may): %w", l.cfg.name, spec, err)
 			}
 			continue
 		case err == nil && t == nil:
-			err = fmt.Errorf("table %s was made and is gone", spec.newName())
+			err = fmt.Errorf("table %s was made and is gone", spec)
 		}
 		if err != nil {
 			return l.unfit(err.Error())
@@ -264,7 +266,12 @@ func (l *link) nearEnough(ctx context.Context) error {
 	var rtt time.Duration
 	for range 2 { // it may be slow just now
 		began := time.Now()
-		err := l.run(ctx, func(ctx context.Context) error { return l.conn.QueryRowContext(ctx, "SELECT 1").Scan(new(int)) })
+		var err error
+		if l.pq {
+			err = l.queryRow(ctx, readOnly, "SELECT 1", new(int))
+		} else { // of which a request takes several
+			err = l.run(ctx, func(ctx context.Context) error { return l.conn.QueryRowContext(ctx, "SELECT 1").Scan(new(int)) })
+		}
 		if err != nil {
 			return err
 		}
@@ -376,13 +383,19 @@ func (l *link) proveLocks(ctx context.Context) error {
 			return err
 		}
 		defer func() { _ = tx.Rollback() }()
+		limit := strconv.FormatInt((2*soon + serverGrace).Milliseconds(), 10)
+		for _, set := range []string{"SET LOCAL idle_in_transaction_session_timeout = " + limit, "SET LOCAL statement_timeout = " + limit} {
+			if _, err := tx.ExecContext(own, set); err != nil {
+				return err
+			}
+		}
 		if err := tx.QueryRowContext(own, try).Scan(&first); err != nil {
 			return err
 		}
 		ctx, cancel := context.WithTimeout(hook.Own(ctx), soon)
 		defer cancel()
 		otherErr = other.QueryRowContext(ctx, try).Scan(&second)
-		return nil
+		return tx.Commit() // what has ended meanwhile has no lock
 	})
 	if err != nil {
 		return err
@@ -455,7 +468,7 @@ func (l *link) within(ctx context.Context, limit time.Duration, mode txMode, sta
 			access = " READ WRITE"
 		}
 		err := eachRow(ctx, l.conn, fmt.Sprintf("BEGIN ISOLATION LEVEL READ COMMITTED%s; SET LOCAL lock_timeout = %d; SET LOCAL statement_timeout = %d;"+
-			" SET LOCAL client_min_messages = warning; %s; COMMIT", access, wait, limitMS, statement), each)
+			" SET LOCAL client_min_messages = warning; SET LOCAL jit = off; %s; COMMIT", access, wait, limitMS, statement), each)
 		status := pqTxStatus(l.inner)
 		if err == nil && status != 'I' {
 			return fmt.Errorf("baldur: lease %q: the transaction has not ended: status %q", l.cfg.name, status)
@@ -482,8 +495,9 @@ func (l *link) inTx(ctx context.Context, wait, limit int64, mode txMode, stateme
 	}
 	err = tx.QueryRowContext(ctx, fmt.Sprintf("SELECT pg_catalog.set_config('lock_timeout'::pg_catalog.text, '%d'::pg_catalog.text, true),"+
 		" pg_catalog.set_config('statement_timeout'::pg_catalog.text, '%[2]d'::pg_catalog.text, true),"+
-		" pg_catalog.set_config('idle_in_transaction_session_timeout'::pg_catalog.text, '%[2]d'::pg_catalog.text, true)", wait, limit)).
-		Scan(new(string), new(string), new(string))
+		" pg_catalog.set_config('idle_in_transaction_session_timeout'::pg_catalog.text, '%[2]d'::pg_catalog.text, true),"+
+		" pg_catalog.set_config('jit'::pg_catalog.text, 'off'::pg_catalog.text, true)", wait, limit)).
+		Scan(new(string), new(string), new(string), new(string))
 	if err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -207,6 +208,8 @@ func parseLeaseTable(name string) (table [2]string, err error) {
 		err = errors.New(`it must have a schema, as "ops.baldur_lease"`)
 	case len(parts[0]) > maxIdentifier || len(parts[1]) > maxIdentifier:
 		err = fmt.Errorf("a part of it has more than the %d bytes that PostgreSQL takes", maxIdentifier)
+	case strings.HasPrefix(parts[0], "pg_") || parts[0] == "information_schema":
+		err = errors.New("that schema is PostgreSQL's own")
 	}
 	if err != nil {
 		return table, fmt.Errorf("lease table %.80q: %w", name, err)
@@ -279,8 +282,8 @@ func (spec *tableSpec) migrateOnce(ctx context.Context, conn *sql.Conn, limit ti
 		t, err = spec.findIn(ctx, tx, asked)
 	}
 	if errors.Is(err, errNoFence) && asked {
-		if _, err := tx.ExecContext(ctx, sqlFill(spec.fence, "{table}", t.name, "{index}", spec.indexName())); err != nil {
-			return err
+		if _, cause := tx.ExecContext(ctx, sqlFill(spec.fence, "{table}", t.name, "{index}", spec.indexName())); cause != nil {
+			return fmt.Errorf("%w; it cannot be made: %w", err, cause)
 		}
 		t, err = spec.findIn(ctx, tx, asked)
 	}
@@ -288,7 +291,7 @@ func (spec *tableSpec) migrateOnce(ctx context.Context, conn *sql.Conn, limit ti
 	case err != nil:
 		return err
 	case t == nil:
-		return fmt.Errorf("table %s was made and is not found", spec.newName())
+		return fmt.Errorf("table %s was made and is not found", spec)
 	}
 	return tx.Commit()
 }

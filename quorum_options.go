@@ -67,7 +67,10 @@ func WithLeaseName(name string) QuorumOption {
 func WithLeaseTable(name string) QuorumOption {
 	return func(c *quorumConfig) {
 		table, err := parseLeaseTable(name)
-		c.table, c.errs = &table, append(c.errs, err)
+		if err != nil {
+			c.errs = append(c.errs, fmt.Errorf("WithLeaseTable: %w", err))
+		}
+		c.table = &table
 	}
 }
 
@@ -197,6 +200,9 @@ func (c *quorumConfig) check() error {
 	for _, role := range c.owners {
 		if err := checkName("role (WithLeaseOwner)", role); err != nil {
 			return err
+		}
+		if len(role) > maxIdentifier {
+			return fmt.Errorf("role (WithLeaseOwner) has %d bytes; PostgreSQL's names have at most %d", len(role), maxIdentifier)
 		}
 	}
 	if err := checkName("region", c.region); err != nil {

@@ -84,17 +84,6 @@ func TestCase10Closed(t *testing.T) {
 	}
 }
 
-// sees waits until q has heard that a region has the lease.
-func sees(t testing.TB, q *baldur.PGQuorum, region string) {
-	t.Helper()
-	for e := range q.Watch(testCtx(t)) {
-		if e.State == baldur.LeaseHeld && e.Lease.Region == region {
-			return
-		}
-	}
-	t.Fatal("it has not seen ", region)
-}
-
 // TestCase9SmallPool: a lease leaves a pool of one connection to the program.
 func TestCase9SmallPool(t *testing.T) {
 	ctx := testCtx(t)

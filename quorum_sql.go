@@ -135,7 +135,7 @@ func (w pgWitness) acquire(ctx context.Context, id string, seen leaseRow, floor 
 	if err := l.open(ctx); err != nil {
 		return leaseRow{}, false, notSent(ctx, err)
 	}
-	ignoreLock := !l.barred.IsZero() && time.Since(l.barred) >= w.cfg.attempt
+	ignoreLock := l.told
 	defer l.killGuards(ctx)()
 	row, ok, got, err := w.ask(ctx, leaseAcquire, "{id}", sqlText(id), "{floor}", quoted(floor),
 		"{seen_epoch}", quoted(seen.epoch), "{seen_seq}", quoted(seen.seq),
@@ -144,10 +144,11 @@ func (w pgWitness) acquire(ctx context.Context, id string, seen leaseRow, floor 
 	switch {
 	case err != nil:
 	case got:
-		l.barred = time.Time{}
+		l.barred, l.told = time.Time{}, false
 	case l.barred.IsZero():
 		l.barred = time.Now()
-	case !ok && !ignoreLock && time.Since(l.barred) >= w.cfg.attempt:
+	case !ok && !l.told && time.Since(l.barred) >= w.cfg.attempt:
+		l.told = true
 		return row, false, refusal{fmt.Errorf("baldur: lease %q: %s has the advisory lock of its succession; going on without that", w.cfg.name, w.barredBy(ctx))}
 	}
 	return row, ok, err

@@ -91,11 +91,18 @@ func (spec *tableSpec) find(ctx context.Context, ask asker) (found []foundTable,
 // used the one with the oid known (0: none yet); nil if there is none. An error
 // names the tables that could be meant.
 func (spec *tableSpec) choose(found []foundTable, known int64) (*foundTable, error) {
+	namesake := func(t foundTable) bool { return t.namesake }
+	if i := slices.IndexFunc(found, func(t foundTable) bool { return t.oid == known }); i >= 0 {
+		t := &found[i]
+		if other := slices.IndexFunc(found, namesake); !t.namesake && other >= 0 {
+			// Who starts now means the other one.
+			return t, fmt.Errorf("the table that was used is now %s, and there is %s %s", t.name, tableKinds[found[other].kind], found[other].name)
+		}
+		return t, spec.check(t)
+	}
 	var ours, others, rest []foundTable
 	for _, t := range found {
 		switch {
-		case t.oid == known:
-			return &t, spec.check(&t)
 		case !t.namesake:
 			rest = append(rest, t)
 		case t.accepted:
@@ -115,7 +122,7 @@ func (spec *tableSpec) choose(found []foundTable, known int64) (*foundTable, err
 	case len(ours) == 0 && len(others) == 1:
 		return nil, spec.check(&others[0])
 	case len(ours)+len(others) == 0: // it is not made silently, beside one that others use
-		return nil, fmt.Errorf("there is no table %s, but %s; %s", spec.newName(), theirNames(rest), spec.remedy)
+		return nil, fmt.Errorf("there is no table %s, but %s; %s", spec, theirNames(rest), spec.remedy)
 	}
 	return nil, fmt.Errorf("several tables could be meant: %s; %s", theirNames(append(ours, others...)), spec.remedy)
 }
@@ -123,6 +130,15 @@ func (spec *tableSpec) choose(found []foundTable, known int64) (*foundTable, err
 // newName is the name, quoted, of a table that is to be made.
 func (spec *tableSpec) newName() string {
 	return pq.QuoteIdentifier(cmp.Or(spec.schema, defaultSchema)) + "." + pq.QuoteIdentifier(spec.table)
+}
+
+// String is that name as people write it.
+func (spec *tableSpec) String() string {
+	name := spec.newName()
+	if bare := strings.ReplaceAll(name, `"`, ""); strings.Trim(bare, "abcdefghijklmnopqrstuvwxyz0123456789_.") == "" && strings.Count(bare, ".") == 1 {
+		return bare
+	}
+	return name
 }
 
 func theirNames(found []foundTable) string {
@@ -146,7 +162,7 @@ func (spec *tableSpec) check(t *foundTable) error {
 	case version > leaseVersion:
 		return fmt.Errorf("table %s is of version %d and this program knows version %d: it is older than the table", t.name, version, leaseVersion)
 	case t.kind != "r":
-		return fmt.Errorf("%s is not a plain table", t.name)
+		return fmt.Errorf("%s is no plain table but a %s", t.name, tableKinds[t.kind])
 	case !t.accepted:
 		return fmt.Errorf("table %s belongs to role %s, which is not this role or one that it is a member of, nor the owner of the database or a superuser: "+
 			"what it has put there would run with this role's rights (WithLeaseOwner accepts it)", t.name, pq.QuoteIdentifier(t.owner))
@@ -163,6 +179,8 @@ func (spec *tableSpec) check(t *foundTable) error {
 	}
 	return nil
 }
+
+var tableKinds = map[string]string{"r": "table", "p": "partitioned table", "v": "view", "m": "materialized view", "f": "foreign table"}
 
 // version is what a table's comment says of it; 0: nothing.
 func (t *foundTable) version(spec *tableSpec) (version int) {
