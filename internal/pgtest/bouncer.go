@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -25,6 +26,14 @@ import (
 // skipped, or fails if CI is set.
 func Bouncer(t testing.TB, mode string, settings ...string) string {
 	t.Helper()
+	dsn, _ := BouncerTo(t, SocketDSN(t), mode, settings...)
+	return dsn
+}
+
+// BouncerTo is Bouncer before the database of a DSN. stop ends it before the test
+// ends.
+func BouncerTo(t testing.TB, database, mode string, settings ...string) (dsn string, stop func()) {
+	t.Helper()
 	program, err := exec.LookPath("pgbouncer")
 	if err != nil {
 		if _, err = os.Stat("/usr/sbin/pgbouncer"); err != nil {
@@ -35,7 +44,7 @@ func Bouncer(t testing.TB, mode string, settings ...string) string {
 		}
 		program = "/usr/sbin/pgbouncer"
 	}
-	server, err := pq.NewConfig(SocketDSN(t))
+	server, err := pq.NewConfig(database)
 	if err != nil {
 		t.Fatal("pgtest: the server's DSN is not valid") // the error may hold the password
 	}
@@ -94,11 +103,11 @@ func Bouncer(t testing.TB, mode string, settings ...string) string {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	stop := func() {
+	stop = sync.OnceFunc(func() {
 		stdin.Close()
 		cmd.Wait() // its status is that of a signal
-	}
-	dsn := (&url.URL{
+	})
+	dsn = (&url.URL{
 		Scheme: "postgres", User: url.UserPassword(server.User, "secret"), Path: "/" + server.Database,
 		Host: net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), RawQuery: "sslmode=disable",
 	}).String()
@@ -107,7 +116,7 @@ func Bouncer(t testing.TB, mode string, settings ...string) string {
 		t.Fatalf("pgtest: PgBouncer does not start: %v\n%s", err, log.String())
 	}
 	t.Cleanup(stop)
-	return dsn
+	return dsn, stop
 }
 
 // answers waits until the server of a DSN answers.
