@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"testing"
 	"time"
 
 	"github.com/anishathalye/porcupine"
@@ -15,10 +16,22 @@ type problems []string
 
 func (p *problems) add(format string, args ...any) { *p = append(*p, fmt.Sprintf(format, args...)) }
 
+// report makes them errors of a test: the first ones of what may be thousands.
+func (p problems) report(t testing.TB) {
+	t.Helper()
+	const most = 20
+	for _, problem := range p[:min(len(p), most)] {
+		t.Error(problem)
+	}
+	if len(p) > most {
+		t.Errorf("and %d more", len(p)-most)
+	}
+}
+
 // check applies all checkers. Where a failover has lost commits, what the
 // clients were told may not be there, and that it is is left out.
 func (h *history) check(lossless bool) problems {
-	p := slices.Concat(h.checkOverlap(), h.checkEpochs(), h.checkGrants(), h.checkCommits())
+	p := slices.Concat(h.found, h.checkOverlap(), h.checkEpochs(), h.checkGrants(), h.checkCommits())
 	if lossless {
 		p = slices.Concat(p, h.checkConfirmed(), h.checkRegister())
 	}

@@ -24,6 +24,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/baldur-go/baldur"
+	"github.com/baldur-go/baldur/internal/hook"
 	"github.com/baldur-go/baldur/internal/pgtest"
 )
 
@@ -46,6 +47,8 @@ func TestMain(m *testing.M) {
 type clientConfig struct {
 	Name, Region string
 	DSN          string
+	Role         string // that it connects as; "": a superuser
+	Options      string // more of the DSN
 	TTL, Margin  time.Duration
 	Attempt      time.Duration
 	Renew        time.Duration // 0: the default
@@ -58,6 +61,7 @@ type clientConfig struct {
 	Procs        int           // GOMAXPROCS; 0: the default
 	FenceIdle    time.Duration // how long a guarded transaction may be idle; 0: the default
 	OpenTx       bool          // its driver begins the next transaction when it ends one
+	Begun        bool          // its driver begins a transaction on each new connection, when told to
 	Jumps        bool          // its clock jumps when told to
 	Seed         uint64
 }
@@ -77,6 +81,7 @@ type clientConfig struct {
 //	write    -                                          Epoch, N: a guarded transaction has committed
 //	opened   -                                          Epoch: txbegin is done
 //	closed   -                                          Text: error of txend's commit
+//	dirtied  -                                          N: how many pooled connections
 //	lost     -                                          Epoch, Text: reason
 //	end      -                                          Text: what has leaked
 type event struct {
@@ -102,13 +107,14 @@ func monotonic() int64 {
 
 // client is the process's one.
 type client struct {
-	cfg  clientConfig
-	db   *sql.DB
-	q    *baldur.PGQuorum
-	rand *rand.Rand // of writes only
-	jump atomic.Int64
-	end  chan struct{} // closed when it is to end
-	wg   sync.WaitGroup
+	cfg   clientConfig
+	db    *sql.DB
+	q     *baldur.PGQuorum
+	rand  *rand.Rand // of writes only
+	jump  atomic.Int64
+	begun atomic.Bool
+	end   chan struct{} // closed when it is to end
+	wg    sync.WaitGroup
 
 	mu  sync.Mutex // guards the field below
 	out *bufio.Writer
@@ -128,6 +134,8 @@ func clientMain(config string) (err error) {
 		return err
 	}
 	c.db.SetMaxOpenConns(c.cfg.MaxOpen)
+	c.db.SetMaxIdleConns(c.cfg.MaxOpen) // what is left on one stays
+	hook.AllowLeaseTriggers = true
 	if c.cfg.Migrate {
 		return errors.Join(baldur.MigrateQuorum(context.Background(), c.db), c.db.Close())
 	}
@@ -161,12 +169,15 @@ func clientMain(config string) (err error) {
 }
 
 func (c *client) openPool() (*sql.DB, error) {
-	if !c.cfg.OpenTx {
+	if !c.cfg.OpenTx && !c.cfg.Begun {
 		return baldur.Open(c.cfg.DSN)
 	}
 	connector, err := pq.NewConnector(c.cfg.DSN)
 	if err != nil {
 		return nil, errors.New("the DSN is not valid") // the error may hold the password
+	}
+	if c.cfg.Begun {
+		return baldur.OpenDB(begunConnector{connector, &c.begun}), nil
 	}
 	return baldur.OpenDB(openTxConnector{connector}), nil
 }
@@ -376,14 +387,14 @@ func (c *client) guardedInsert(ctx context.Context, tx *sql.Tx, n int64, fold bo
 		if epoch, err = c.q.RequirePrimary(ctx, tx); err != nil {
 			return 0, err
 		}
-		_, err = tx.ExecContext(ctx, "INSERT INTO nemesis_write (client, n, epoch) VALUES ($1, $2, $3)", c.cfg.Name, n, epoch)
+		_, err = tx.ExecContext(ctx, "INSERT INTO public.nemesis_write (client, n, epoch) VALUES ($1, $2, $3)", c.cfg.Name, n, epoch)
 		return epoch, err
 	}
 	cte, err := c.q.FenceCTE()
 	if err != nil {
 		return 0, err
 	}
-	err = tx.QueryRowContext(ctx, "WITH "+cte+" INSERT INTO nemesis_write (client, n, epoch) SELECT $1, $2, epoch FROM baldur_fence RETURNING epoch", c.cfg.Name, n).Scan(&epoch)
+	err = tx.QueryRowContext(ctx, "WITH "+cte+" INSERT INTO public.nemesis_write (client, n, epoch) SELECT $1, $2, epoch FROM baldur_fence RETURNING epoch", c.cfg.Name, n).Scan(&epoch)
 	return epoch, err
 }
 
@@ -397,6 +408,10 @@ func (c *client) obey(input io.Reader) {
 			c.wg.Go(func() { c.release(func() error { return c.q.ReleaseLease(context.Background()) }) })
 		case "fill":
 			c.wg.Go(func() { c.fillPool(d) })
+		case "dirty":
+			c.dirty(arg)
+		case "begun":
+			c.begun.Store(true)
 		case "jump":
 			c.jump.Add(int64(d))
 		case "txbegin":
@@ -425,6 +440,43 @@ func (c *client) txBegin() {
 	c.open = tx
 	c.tell(event{Kind: "opened", Epoch: epoch})
 }
+
+// dirty runs statements, in JSON, on all connections that the pool gives at once,
+// and leaves them so. They are named so that they can be told from the others.
+func (c *client) dirty(statements string) {
+	var state []string
+	if err := json.Unmarshal([]byte(statements), &state); err != nil {
+		panic(err)
+	}
+	var conns []*sql.Conn
+	for len(conns) < c.cfg.MaxOpen {
+		ctx, cancel := context.WithTimeout(context.Background(), c.cfg.TTL/10)
+		conn, err := c.db.Conn(ctx)
+		cancel()
+		if err != nil {
+			break
+		}
+		conns = append(conns, conn)
+	}
+	dirtied := event{Kind: "dirtied"}
+	for _, conn := range conns {
+		ctx, cancel := context.WithTimeout(context.Background(), c.cfg.TTL)
+		if _, err := conn.ExecContext(ctx, "SET application_name = "+pq.QuoteLiteral(c.cfg.Name+dirtySuffix)); err == nil {
+			dirtied.N++
+		}
+		for _, s := range state {
+			_, _ = conn.ExecContext(ctx, s) // a failed transaction is a state, too
+		}
+		cancel()
+	}
+	for _, conn := range conns {
+		_ = conn.Close()
+	}
+	c.tell(dirtied)
+}
+
+// dirtySuffix is added to the application_name of a dirty session.
+const dirtySuffix = " dirty"
 
 // fillPool takes all connections that the pool gives, for a time.
 func (c *client) fillPool(d time.Duration) {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net/url"
 	"os"
 	"os/exec"
 	"runtime"
@@ -29,12 +30,14 @@ const patience = 60 * time.Second
 
 // cluster is a server, its clients, and what they have told.
 type cluster struct {
-	t      testing.TB
-	server *pgserver.Server
-	dbname string
-	admin  *sql.DB // of the database, over the socket
-	bin    string  // the client program
-	lossy  bool    // a failover has lost commits
+	t       testing.TB
+	server  *pgserver.Server
+	dbname  string
+	admin   *sql.DB  // of the database, over the socket
+	bin     string   // the client program
+	lossy   bool     // a failover has lost commits
+	found   problems // what no history shows
+	poolers []*pooler
 
 	mu      sync.Mutex    // guards the fields below, and the procs' events
 	changed chan struct{} // closed and replaced at each event
@@ -45,6 +48,8 @@ type cluster struct {
 type proc struct {
 	c     *cluster
 	cfg   clientConfig
+	bin   string
+	via   *pooler // nil: it connects to the server
 	proxy *faultproxy.Proxy
 	cmd   *exec.Cmd
 	stdin io.WriteCloser
@@ -62,21 +67,39 @@ type proc struct {
 // program makes, and the tables that record what happens to it.
 func newCluster(t testing.TB, server *pgserver.Server, dbname, bin string) *cluster {
 	t.Helper()
+	c := emptyCluster(t, server, dbname, bin)
+	migrate := c.start(clientConfig{Name: "migrate", Migrate: true})
+	<-migrate.done
+	if !migrate.cmd.ProcessState.Success() {
+		t.Fatal(migrate.log.String())
+	}
+	c.audit()
+	return c
+}
+
+func emptyCluster(t testing.TB, server *pgserver.Server, dbname, bin string) *cluster {
+	t.Helper()
 	c := &cluster{t: t, server: server, dbname: dbname, bin: bin, changed: make(chan struct{})}
 	if err := server.CreateDatabase(t.Context(), dbname); err != nil {
 		t.Fatal(err)
 	}
 	c.openAdmin()
 	t.Cleanup(func() { c.stopAll(); _ = c.admin.Close() })
-	migrate := c.start(clientConfig{Name: "migrate", Migrate: true})
-	<-migrate.done
-	if !migrate.cmd.ProcessState.Success() {
-		t.Fatal(migrate.log.String())
-	}
-	if _, err := c.admin.Exec(auditSchema); err != nil {
-		t.Fatal(err)
-	}
 	return c
+}
+
+// audit begins to record. Whoever has the lease already has it by its first
+// acquisition.
+func (c *cluster) audit() {
+	c.t.Helper()
+	c.exec(auditSchema + "INSERT INTO public.nemesis_commit (no, kind, epoch, lease_id) SELECT nextval('public.nemesis_no'), 'grant', epoch, lease_id FROM public.baldur_lease WHERE lease_id IS NOT NULL")
+}
+
+func (c *cluster) exec(query string) {
+	c.t.Helper()
+	if _, err := c.admin.Exec(query); err != nil {
+		c.t.Fatalf("%s: %v", query, err)
+	}
 }
 
 func (c *cluster) openAdmin() {
@@ -92,19 +115,34 @@ func (c *cluster) openAdmin() {
 }
 
 // start starts a client, which reaches the server through a proxy of its own.
-func (c *cluster) start(cfg clientConfig) *proc {
+func (c *cluster) start(cfg clientConfig) *proc { return c.startBy(c.bin, nil, cfg) }
+
+// startBy is start of another program, or through a pooler.
+func (c *cluster) startBy(bin string, via *pooler, cfg clientConfig) *proc {
 	c.t.Helper()
-	proxy, err := faultproxy.New(c.server.Addr())
+	to := c.server.Addr()
+	if via != nil {
+		to = via.addr
+	}
+	proxy, err := faultproxy.New(to)
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	cfg.DSN = c.server.DSNAt(proxy.Addr(), c.dbname) + "&application_name=" + cfg.Name
+	dsn, err := url.Parse(c.server.DSNAt(proxy.Addr(), c.dbname))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	if cfg.Role != "" {
+		dsn.User = url.UserPassword(cfg.Role, rolePassword)
+	}
+	dsn.RawQuery += "&application_name=" + cfg.Name + cfg.Options
+	cfg.DSN = dsn.String()
 	config, err := json.Marshal(cfg)
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	p := &proc{c: c, cfg: cfg, proxy: proxy, done: make(chan struct{}), started: monotonic(), beliefs: map[int64]event{}}
-	p.cmd = exec.Command(c.bin)
+	p := &proc{c: c, cfg: cfg, bin: bin, via: via, proxy: proxy, done: make(chan struct{}), started: monotonic(), beliefs: map[int64]event{}}
+	p.cmd = exec.Command(bin)
 	p.cmd.Env = append(os.Environ(), envClient+"="+string(config))
 	p.cmd.Stderr = &p.log
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
@@ -265,6 +303,18 @@ func (p *proc) tell(command string) {
 	_, _ = io.WriteString(p.stdin, command+"\n") // it may have ended
 }
 
+// told counts the events of a kind so far.
+func (p *proc) told(kind string) (n int) {
+	p.c.mu.Lock()
+	defer p.c.mu.Unlock()
+	for _, e := range p.events {
+		if e.Kind == kind {
+			n++
+		}
+	}
+	return n
+}
+
 // has waits for the nth event of a kind and returns it.
 func (p *proc) has(kind string, n int) (e event) {
 	p.c.t.Helper()
@@ -328,6 +378,9 @@ func (c *cluster) finish() *history {
 			c.t.Errorf("client %s has ended with %s, and left behind: %q\n%s", p.cfg.Name, p.cmd.ProcessState, end.Text, p.log.String())
 		}
 	}
+	for _, p := range c.poolers {
+		p.stop() // with the connections that it keeps
+	}
 	c.poll("no connection is left", func() bool {
 		var n int
 		err := c.admin.QueryRow("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'").Scan(&n)
@@ -350,7 +403,8 @@ func (c *cluster) history() *history {
 		}
 	}
 	c.mu.Unlock()
-	rows, err := c.admin.Query("SELECT no, kind, epoch, coalesce(lease_id, ''), coalesce(client, ''), coalesce(n, 0) FROM nemesis_commit ORDER BY no")
+	h.found = c.found
+	rows, err := c.admin.Query("SELECT no, kind, epoch, coalesce(lease_id, ''), coalesce(client, ''), coalesce(n, 0) FROM public.nemesis_commit ORDER BY no")
 	if err != nil {
 		c.t.Fatal(err)
 	}

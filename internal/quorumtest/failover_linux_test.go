@@ -19,7 +19,7 @@ func TestFailover(t *testing.T) {
 	if os.Getenv("CI") != "" && !raceDetector || os.Getenv(envElections) != "" {
 		rounds = 6
 	}
-	c := newCluster(t, pgtest.Server(t, "synchronous_commit=on", "max_connections=100"), "failover", self(t))
+	c := newCluster(t, pgtest.Server(t, serverSettings...), "failover", self(t))
 	for i := range 3 {
 		c.start(clientConfig{
 			Name: fmt.Sprintf("client-%d", i+1), Region: "one", TTL: ttl, Margin: ttl / 10, Attempt: ttl / 5,
@@ -34,9 +34,7 @@ func TestFailover(t *testing.T) {
 		}
 	}
 	h := c.finish()
-	for _, p := range h.check(false) {
-		t.Error(p)
-	}
+	h.check(false).report(t)
 	if lost == 0 {
 		t.Error("no failover has lost a takeover")
 	}
@@ -102,7 +100,12 @@ func (c *cluster) failOver(lose bool) bool {
 		t.Fatal(err)
 	}
 	for _, p := range c.running() {
-		p.proxy.Retarget(standby.Addr())
+		if p.via == nil {
+			p.proxy.Retarget(standby.Addr())
+		}
+	}
+	for _, p := range c.poolers {
+		p.back.Retarget(standby.Addr())
 	}
 	// Whoever believes may go on; a takeover must succeed, too.
 	p, epoch := c.awaitHolder(0)

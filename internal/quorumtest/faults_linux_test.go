@@ -22,6 +22,7 @@ type nemesis struct {
 	ttl   time.Duration
 	clock *serverClock // nil: it cannot be stepped
 	spawn func(clientConfig) *proc
+	dirt  []string // that is still to be left
 	spans []span
 }
 
@@ -57,6 +58,10 @@ var faults = []fault{
 	{"clock x2", func(n *nemesis) { n.setClock(0, true) }},
 	{"full pool", (*nemesis).fullPool},
 	{"cancel synchronous wait", (*nemesis).cancelSync},
+	{"dirty session", (*nemesis).dirtySession},
+	{"table locked", (*nemesis).tableLocked},
+	{"moved table", (*nemesis).moveTable},
+	{"role without rights", (*nemesis).revoke},
 }
 
 // someTime is a random time, in TTLs.
@@ -138,9 +143,7 @@ func (n *nemesis) killHolderHalfOpen() {
 	<-p.done
 }
 
-func (n *nemesis) terminate() {
-	_, _ = n.c.admin.Exec("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1", n.someone().cfg.Name)
-}
+func (n *nemesis) terminate() { n.c.terminate(n.someone().cfg.Name) }
 
 // freeze makes a client's network silent in a direction; at the end what was
 // held back arrives, or the connections are reset.
@@ -256,11 +259,6 @@ func (n *nemesis) cancelSync() {
 }
 
 func (n *nemesis) set(setting string) {
-	n.c.poll(setting, func() bool {
-		_, err := n.c.admin.Exec(setting)
-		if err == nil {
-			_, err = n.c.admin.Exec("SELECT pg_reload_conf()")
-		}
-		return err == nil
-	})
+	n.do(setting)
+	n.do("SELECT pg_reload_conf()")
 }

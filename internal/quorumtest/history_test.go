@@ -5,6 +5,7 @@ type history struct {
 	beliefs []belief // one for each epoch and client
 	events  []told
 	commits []commit // in the order of their commits
+	found   problems // what was seen meanwhile
 }
 
 // told is an event with the client that told it.
@@ -33,24 +34,25 @@ type commit struct {
 // number in a deferred trigger, which runs when it commits, and under a lock that
 // it keeps until its commit is visible to all: so that whoever draws the next one
 // does it after that. The lock is the last one that a transaction takes, so it
-// brings no deadlock. Clocks are not asked: the server's is stepped.
+// brings no deadlock. Clocks are not asked: the server's is stepped. The functions
+// are right whatever role and search_path a session has.
 const auditSchema = `
-CREATE SEQUENCE nemesis_no;
-CREATE TABLE nemesis_commit (no bigint PRIMARY KEY, kind text NOT NULL, epoch bigint NOT NULL, lease_id text, client text, n bigint);
-CREATE TABLE nemesis_write (client text, n bigint, epoch bigint NOT NULL, PRIMARY KEY (client, n));
+CREATE SEQUENCE public.nemesis_no;
+CREATE TABLE public.nemesis_commit (no bigint PRIMARY KEY, kind text NOT NULL, epoch bigint NOT NULL, lease_id text, client text, n bigint);
+CREATE TABLE public.nemesis_write (client text, n bigint, epoch bigint NOT NULL, PRIMARY KEY (client, n));
 
-CREATE FUNCTION nemesis_grant() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+CREATE FUNCTION public.nemesis_grant() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$ BEGIN
 	PERFORM pg_advisory_xact_lock(4711);
-	INSERT INTO nemesis_commit (no, kind, epoch, lease_id) VALUES (nextval('nemesis_no'), 'grant', NEW.epoch, NEW.lease_id);
+	INSERT INTO public.nemesis_commit (no, kind, epoch, lease_id) VALUES (nextval('public.nemesis_no'), 'grant', NEW.epoch, NEW.lease_id);
 	RETURN NULL;
 END $$;
-CREATE CONSTRAINT TRIGGER nemesis_grant AFTER UPDATE ON baldur_lease DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
-	WHEN (OLD.epoch <> NEW.epoch OR OLD.lease_id <> NEW.lease_id OR OLD.lease_id IS NULL AND NEW.lease_id IS NOT NULL) EXECUTE FUNCTION nemesis_grant();
+CREATE CONSTRAINT TRIGGER nemesis_grant AFTER UPDATE ON public.baldur_lease DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
+	WHEN (OLD.epoch <> NEW.epoch OR OLD.lease_id <> NEW.lease_id OR OLD.lease_id IS NULL AND NEW.lease_id IS NOT NULL) EXECUTE FUNCTION public.nemesis_grant();
 
-CREATE FUNCTION nemesis_write() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+CREATE FUNCTION public.nemesis_write() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$ BEGIN
 	PERFORM pg_advisory_xact_lock(4711);
-	INSERT INTO nemesis_commit (no, kind, epoch, client, n) VALUES (nextval('nemesis_no'), 'write', NEW.epoch, NEW.client, NEW.n);
+	INSERT INTO public.nemesis_commit (no, kind, epoch, client, n) VALUES (nextval('public.nemesis_no'), 'write', NEW.epoch, NEW.client, NEW.n);
 	RETURN NULL;
 END $$;
-CREATE CONSTRAINT TRIGGER nemesis_write AFTER INSERT ON nemesis_write DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION nemesis_write();
+CREATE CONSTRAINT TRIGGER nemesis_write AFTER INSERT ON public.nemesis_write DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION public.nemesis_write();
 `

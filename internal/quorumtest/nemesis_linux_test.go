@@ -5,7 +5,9 @@ import (
 	"maps"
 	"math/rand/v2"
 	"os"
+	"regexp"
 	"slices"
+	"sort"
 	"strconv"
 	"strings"
 	"testing"
@@ -16,26 +18,36 @@ import (
 const (
 	envElections = "BALDUR_NEMESIS_ELECTIONS" // how many, at least
 	envSeed      = "BALDUR_NEMESIS_SEED"
+	envFaults    = "BALDUR_NEMESIS_FAULTS" // a regular expression: those that it matches
 )
 
 const ttl = 600 * time.Millisecond // of TestNemesis' lease
 
-// elections returns how many a run is to see.
-func elections(t *testing.T) int {
+// serverSettings are those of the servers here: a request is shown as a whole.
+var serverSettings = []string{"synchronous_commit=on", "max_connections=100", "track_activity_query_size=8kB"}
+
+// elections returns how many a run is to see, and within what time, if that
+// comes first.
+func elections(t *testing.T) (n int, within time.Duration) {
+	within = time.Hour * 24
+	ci := os.Getenv("CI") != ""
+	if ci {
+		within = 100 * time.Second
+	}
 	if s := os.Getenv(envElections); s != "" {
 		n, err := strconv.Atoi(s)
 		if err != nil {
 			t.Fatalf("%s: %v", envElections, err)
 		}
-		return n
+		return n, within
 	}
-	switch ci := os.Getenv("CI") != ""; {
+	switch {
 	case ci && !raceDetector:
-		return 300
+		return 300, within
 	case ci:
-		return 60
+		return 60, within
 	}
-	return 40
+	return 40, within
 }
 
 func seed(t *testing.T) uint64 {
@@ -62,13 +74,15 @@ func self(t testing.TB) string {
 // TestNemesis holds elections while everything fails, and then looks at what has
 // happened: see README.md.
 func TestNemesis(t *testing.T) {
-	want, seed := elections(t), seed(t)
-	server, clock := clockedServer(t, "synchronous_commit=on", "max_connections=100")
+	want, within := elections(t)
+	seed := seed(t)
+	server, clock := clockedServer(t, serverSettings...)
 	c := newCluster(t, server, "nemesis", self(t))
+	c.giveRoles()
 	n := &nemesis{c: c, rand: rand.New(rand.NewPCG(seed, 0)), ttl: ttl, clock: clock}
 	started := 0
 	base := clientConfig{
-		Region: "one", TTL: ttl, Margin: ttl / 10, Attempt: ttl / 5,
+		Region: "one", Role: roleApp, TTL: ttl, Margin: ttl / 10, Attempt: ttl / 5,
 		MaxOpen: 4, Writes: true, Sample: 200 * time.Microsecond,
 	}
 	n.spawn = func(cfg clientConfig) *proc {
@@ -77,40 +91,50 @@ func TestNemesis(t *testing.T) {
 		return c.start(cfg)
 	}
 	n.spawn(base)
+	base.Role = roleBatch
 	n.spawn(base)
-	base.Region, base.Manual = "two", true
+	base.Region, base.Role, base.Manual = "two", roleApp, true
 	n.spawn(base)
 
+	chosen, err := regexp.Compile(os.Getenv(envFaults))
+	if err != nil {
+		t.Fatalf("%s: %v", envFaults, err)
+	}
+	played := slices.DeleteFunc(slices.Clone(faults), func(f fault) bool {
+		return clock == nil && strings.HasPrefix(f.name, "clock") || !chosen.MatchString(f.name)
+	})
+	if len(played) == 0 {
+		t.Fatalf("%s: no fault matches", envFaults)
+	}
 	began, deck := time.Now(), []fault(nil)
 	for {
 		n.handOvers()
-		if got, _ := c.elections(); got >= want {
+		if got, _ := c.elections(); got >= want || time.Since(began) > within {
 			break
 		}
 		if len(deck) == 0 {
-			deck = slices.Clone(faults)
+			deck = slices.Clone(played)
 			n.rand.Shuffle(len(deck), func(i, j int) { deck[i], deck[j] = deck[j], deck[i] })
 		}
-		f := deck[0]
+		n.play(deck[0], began)
 		deck = deck[1:]
-		if clock == nil && strings.HasPrefix(f.name, "clock") {
-			continue
-		}
-		t.Logf("%v: %s", time.Since(began).Round(time.Millisecond), f.name)
-		s := span{what: f.name, from: monotonic()}
-		f.do(n)
-		s.to = monotonic()
-		n.spans = append(n.spans, s)
 	}
 	took := time.Since(began)
 	h := c.finish()
-	for _, p := range h.check(true) {
-		t.Error(p)
-	}
+	h.check(true).report(t)
 	n.figures(h, took)
 	if t.Failed() {
 		t.Log(c.report())
 	}
+}
+
+func (n *nemesis) play(f fault, began time.Time) {
+	n.c.t.Helper()
+	n.c.t.Logf("%v: %s", time.Since(began).Round(time.Millisecond), f.name)
+	s := span{what: f.name, from: monotonic()}
+	f.do(n)
+	s.to = monotonic()
+	n.spans = append(n.spans, s)
 }
 
 // traces are what the clients log when a fault has met them, which is almost each
@@ -182,7 +206,7 @@ func (n *nemesis) figures(h *history, took time.Duration) {
 		slices.Sort(v)
 		line := fmt.Sprintf("%-26s %5d times", what, counts[what])
 		if len(v) > 0 {
-			line += fmt.Sprintf(", %5d gaps: median %.3f, longest %.3f", len(v), v[len(v)/2], v[len(v)-1])
+			line += fmt.Sprintf(", %5d gaps: median %.3f, longest %.3f, above 2: %d", len(v), v[len(v)/2], v[len(v)-1], len(v)-sort.SearchFloat64s(v, 2))
 		}
 		t.Log(line)
 	}

@@ -5,6 +5,7 @@ import (
 	"database/sql/driver"
 	"errors"
 	"io"
+	"sync/atomic"
 )
 
 // openTxConnector is lib/pq as a driver without autocommit: each query is
@@ -79,6 +80,24 @@ func (c *openTxConn) exec(ctx context.Context, query string) error {
 // connection finds none, which is a warning.
 func (c *openTxConn) next(ctx context.Context) error {
 	return errors.Join(c.exec(ctx, "COMMIT"), c.exec(ctx, "BEGIN"))
+}
+
+// begunConnector is lib/pq as a program's hook that leaves a transaction open on
+// each connection that it makes, from when it is told to.
+type begunConnector struct {
+	driver.Connector
+	begun *atomic.Bool
+}
+
+func (c begunConnector) Connect(ctx context.Context) (driver.Conn, error) {
+	conn, err := c.Connector.Connect(ctx)
+	if err != nil || !c.begun.Load() {
+		return conn, err
+	}
+	if _, err := conn.(driver.ExecerContext).ExecContext(ctx, "BEGIN", nil); err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	return conn, nil
 }
 
 type storedRows struct {

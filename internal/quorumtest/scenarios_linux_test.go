@@ -33,6 +33,9 @@ var scenarios = map[string]func(*cluster) bool{
 	"paused in a guarded transaction": pausedInTransaction,
 	"holder stopped and resumed":      stoppedHolder,
 	"lost takeover":                   lostTakeover,
+	"role with a search_path":         rolesSearchPath,
+	"connection in a transaction":     openTransaction,
+	"table locked":                    lockedTable,
 }
 
 // silence lets the first renewals through, the last of them with a late answer,
@@ -206,4 +209,61 @@ func lostTakeover(c *cluster) bool {
 	next, epoch := c.awaitHolder(epoch)
 	next.lasts(epoch, scenarioTTL/4)
 	return next != b
+}
+
+// rolesSearchPath: a candidate's role and DSN put a tenant's schema first, and
+// its connections are ended.
+func rolesSearchPath(c *cluster) bool {
+	c.makeSchemas("PUBLIC")
+	c.start(scenarioClient("a"))
+	_, epoch := c.awaitHolder(0)
+	cfg := scenarioClient("b")
+	cfg.Options = "&search_path=tenant_42"
+	b := c.start(cfg)
+	b.has("ready", 1)
+	c.dirty([]*proc{b}, []string{"SET search_path = tenant_42"})
+	c.terminate("b")
+	lost := c.untilIn(scenarioTTL*3/2, func() bool { return b.now.Kind != "" })
+	c.oneTable("a client came with a tenant's search_path")
+	_, top := c.elections()
+	return !lost && top == epoch
+}
+
+// openTransaction: a client gives the lease back and gets it again, on a
+// connection that a hook of the program's has left a transaction open on. Then its
+// network is silent, and the server ends its session: what it was granted must be
+// committed.
+func openTransaction(c *cluster) bool {
+	cfg := scenarioClient("a")
+	cfg.Begun = true
+	a := c.start(cfg)
+	_, epoch := c.awaitHolder(0)
+	a.tell("begun")
+	a.tell("release")
+	a.has("release", 1)
+	c.terminate("a")
+	_, epoch = c.awaitHolder(epoch)
+	b := c.start(scenarioClient("b"))
+	b.has("ready", 1)
+	held := !c.untilIn(scenarioTTL/2, func() bool { return a.now.Epoch != epoch })
+	a.proxy.Freeze(faultproxy.Both)
+	c.terminate("a")
+	c.until("b is primary", func() bool { // of the same epoch, if that was not committed
+		epoch = b.now.Epoch
+		return epoch > 0
+	})
+	b.lasts(epoch, scenarioTTL/4)
+	a.endSilence()
+	return held
+}
+
+// lockedTable: somebody locks the lease table for longer than any request may wait.
+func lockedTable(c *cluster) bool {
+	cfg := scenarioClient("a")
+	c.start(cfg)
+	c.awaitHolder(0)
+	c.start(scenarioClient("b")).has("ready", 1)
+	c.lockTable(cfg.Attempt+2*time.Second, cfg.Attempt)
+	c.awaitHolder(0)
+	return true
 }
