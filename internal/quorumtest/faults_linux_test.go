@@ -170,8 +170,8 @@ func (n *nemesis) reset() { n.someone().proxy.Cut() }
 // What the requests to the witness have in them, but for spaces.
 const (
 	acquireRequest = "acquired_at=pg_catalog"
-	renewRequest   = "renew_seq=l.renew_seq+1,renewed_at="
-	releaseRequest = "renew_seq=l.renew_seq+1,lease_id=NULL"
+	renewRequest   = "int8,renewed_at="
+	releaseRequest = "int8,lease_id=NULL"
 )
 
 func isRequest(data []byte, request string) bool {

@@ -29,22 +29,22 @@ var mutants = []struct {
 	}}},
 	{"now() for clock_timestamp()", "old transaction", []edit{{
 		"quorum_sql.go",
-		`"{expiry}", "pg_catalog.clock_timestamp() + "`,
-		`"{expiry}", "pg_catalog.now() + "`,
+		`"{expiry}", "pg_catalog.clock_timestamp() {+}`,
+		`"{expiry}", "pg_catalog.now() {+}`,
 	}}},
 	{"release of whatever there is", "release carried out late", []edit{{
 		"quorum_sql.go",
-		"lease_id = NULL, expires_at = pg_catalog.clock_timestamp()\n\tFROM g WHERE l.name = {name} AND l.lease_id = {id} AND l.epoch = {epoch}",
-		"lease_id = NULL, expires_at = pg_catalog.clock_timestamp()\n\tFROM g WHERE l.name = {name}",
+		"lease_id = NULL, expires_at = pg_catalog.clock_timestamp()\n\tFROM g WHERE l.name {=} {name} AND l.lease_id {=} {id} AND l.epoch {=} {epoch}::pg_catalog.int8",
+		"lease_id = NULL, expires_at = pg_catalog.clock_timestamp()\n\tFROM g WHERE l.name {=} {name}",
 	}}},
 	{"renew and release by region", "release carried out late", []edit{{
 		"quorum_sql.go",
-		"expires_at = {expiry}\n\tFROM g WHERE l.name = {name} AND l.lease_id = {id} AND l.epoch = {epoch}",
-		"expires_at = {expiry}\n\tFROM g WHERE l.name = {name} AND l.region = {region}",
+		"expires_at = {expiry}\n\tFROM g WHERE l.name {=} {name} AND l.lease_id {=} {id} AND l.epoch {=} {epoch}::pg_catalog.int8",
+		"expires_at = {expiry}\n\tFROM g WHERE l.name {=} {name} AND l.region {=} {region}",
 	}, {
 		"quorum_sql.go",
-		"lease_id = NULL, expires_at = pg_catalog.clock_timestamp()\n\tFROM g WHERE l.name = {name} AND l.lease_id = {id} AND l.epoch = {epoch}",
-		"lease_id = NULL, expires_at = pg_catalog.clock_timestamp()\n\tFROM g WHERE l.name = {name} AND l.region = {region}",
+		"lease_id = NULL, expires_at = pg_catalog.clock_timestamp()\n\tFROM g WHERE l.name {=} {name} AND l.lease_id {=} {id} AND l.epoch {=} {epoch}::pg_catalog.int8",
+		"lease_id = NULL, expires_at = pg_catalog.clock_timestamp()\n\tFROM g WHERE l.name {=} {name} AND l.region {=} {region}",
 	}}},
 	{"lease id of the region", "two of one region", []edit{{
 		"quorum_pg.go",
@@ -53,13 +53,17 @@ var mutants = []struct {
 	}}},
 	{"fence by a plain SELECT", "paused in a guarded transaction", []edit{{
 		"quorum_fence.go",
-		`"SELECT epoch%s FROM %s WHERE %s FOR KEY SHARE"`,
-		`"SELECT epoch%s FROM %s WHERE %s"`,
+		"{condition} FOR KEY SHARE OF l",
+		"{condition}",
 	}}},
 	{"no unique index", "paused in a guarded transaction", []edit{{
 		"quorum_migrate.go",
-		"CREATE UNIQUE INDEX IF NOT EXISTS ` + leaseTable + `_fence ON ` + leaseTable + ` (name, epoch);",
-		"` + `",
+		"CREATE UNIQUE INDEX IF NOT EXISTS {index} ON {table} (name, epoch)",
+		"SELECT",
+	}, {
+		"quorum_table.go",
+		"case !t.fence:",
+		"case false:",
 	}}},
 	{"belief ended by a timer", "holder stopped and resumed", []edit{{
 		"quorum_term.go",
@@ -72,19 +76,43 @@ var mutants = []struct {
 		"if false && (w.suspect || w.row.forgotten()) {",
 	}}},
 	{"table by search_path", "role with a search_path", []edit{{
-		"quorum_link.go",
-		"FILL IN: where the table is looked for in the catalogs, and is made in public",
-		"by to_regclass('baldur_lease'), and made with no schema",
+		"quorum_table.go",
+		"WHERE c.relname::pg_catalog.text {=} {table} OR c.relname::pg_catalog.text {=} {usual}",
+		"WHERE c.oid {=} pg_catalog.to_regclass({table})::pg_catalog.oid",
+	}, {
+		"quorum_table.go",
+		"AND {mark} {<>} ''::pg_catalog.text AND",
+		"AND false AND",
+	}, {
+		"quorum_table.go",
+		`pq.QuoteIdentifier(cmp.Or(spec.schema, defaultSchema)) + "." + pq.QuoteIdentifier(spec.table)`,
+		`cmp.Or(pq.QuoteIdentifier(spec.table), defaultSchema)`,
 	}}},
 	{"acquire in an open transaction", "connection in a transaction", []edit{{
+		"quorum_link.go",
+		`"BEGIN ISOLATION LEVEL READ COMMITTED%s; SET`,
+		`"/*%s*/ SET`,
+	}, {
+		"quorum_link.go",
+		"%s; COMMIT\"",
+		"%s\"",
+	}, {
+		"quorum_link.go",
+		"if status := pqTxStatus(l.inner); err == nil && status != 'I' {",
+		"if status := pqTxStatus(l.inner); false {",
+	}, {
+		"quorum_link.go",
+		"if pqTxStatus(l.inner) != 'I' {",
+		"if false {",
+	}, {
 		"quorum_sql.go",
-		"FILL IN: the request between BEGIN and COMMIT, and what proves that",
-		"the statement alone, and no proof",
+		"if err == nil && !own && l.pq {",
+		"if false {",
 	}}},
 	{"no bound on the server", "table locked", []edit{{
-		"quorum_sql.go",
-		"FILL IN: SET LOCAL lock_timeout and statement_timeout",
-		"",
+		"quorum_link.go",
+		`SET LOCAL lock_timeout = %d; SET LOCAL statement_timeout = %d;"+`,
+		`/*%d %d*/"+`,
 	}}},
 }
 

@@ -140,7 +140,6 @@ func (n *nemesis) play(f fault, began time.Time) {
 // traces are what the clients log when a fault has met them, which is almost each
 // time.
 var traces = map[string]string{
-	"full pool":               "beside the pool",
 	"cancel synchronous wait": "with a warning",
 	"lose reply to acquire":   "request=acquire unknown=true",
 	"lose reply to renew":     "request=renew unknown=true",

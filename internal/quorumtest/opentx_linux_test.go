@@ -18,7 +18,11 @@ func (c openTxConnector) Connect(ctx context.Context) (driver.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &openTxConn{Conn: conn}, nil
+	inTx := &openTxConn{Conn: conn}
+	if err := inTx.exec(ctx, "BEGIN"); err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	return inTx, nil
 }
 
 type openTxConn struct {
@@ -27,9 +31,9 @@ type openTxConn struct {
 }
 
 // BeginTx takes the transaction that has begun already.
-func (c *openTxConn) BeginTx(ctx context.Context, _ driver.TxOptions) (driver.Tx, error) {
+func (c *openTxConn) BeginTx(context.Context, driver.TxOptions) (driver.Tx, error) {
 	c.inTx = true
-	return openTx{c}, c.next(ctx)
+	return openTx{c}, nil
 }
 
 type openTx struct{ conn *openTxConn }
@@ -76,8 +80,7 @@ func (c *openTxConn) exec(ctx context.Context, query string) error {
 	return err
 }
 
-// next commits, and begins the next transaction. The first COMMIT of a
-// connection finds none, which is a warning.
+// next commits, and begins the next transaction.
 func (c *openTxConn) next(ctx context.Context) error {
 	return errors.Join(c.exec(ctx, "COMMIT"), c.exec(ctx, "BEGIN"))
 }
