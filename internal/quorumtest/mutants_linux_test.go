@@ -98,8 +98,8 @@ var mutants = []struct {
 		"%s\"",
 	}, {
 		"quorum_link.go",
-		"if status := pqTxStatus(l.inner); err == nil && status != 'I' {",
-		"if status := pqTxStatus(l.inner); false {",
+		"if err == nil && status != 'I' {",
+		"if false {",
 	}, {
 		"quorum_link.go",
 		"if pqTxStatus(l.inner) != 'I' {",

@@ -184,6 +184,10 @@ func (n *nemesis) figures(h *history, took time.Duration) {
 			t.Errorf("%s: no client has logged %q: does it still have an effect?", fault, trace)
 		}
 	}
+	const aborted = "current transaction is aborted"
+	if n.c.logged(aborted) {
+		t.Errorf("a client has logged %q: a request had been refused and its transaction was not ended", aborted)
+	}
 	elections, _ := n.c.elections()
 	writes, ops, unheard := 0, 0, -elections
 	for _, c := range h.commits {
@@ -198,6 +202,9 @@ func (n *nemesis) figures(h *history, took time.Duration) {
 		case "acquire", "renew", "verify", "release":
 			ops++
 		}
+	}
+	if n.c.lossy {
+		unheard = 0 // they are lost, like others
 	}
 	t.Logf("%d elections in %v, and %d acquisitions that nobody was told of; %d guarded writes confirmed; %d operations checked by porcupine; without a primary, in TTLs, beside the fault's own time:", elections, took.Round(time.Second), unheard, writes, ops)
 	for _, what := range slices.Sorted(maps.Keys(counts)) {
