@@ -257,13 +257,16 @@ func openTransaction(c *cluster) bool {
 	return held
 }
 
-// lockedTable: somebody locks the lease table for longer than any request may wait.
+// lockedTable: somebody locks the lease table for longer than any request may
+// wait, and a candidate has to connect meanwhile, for which its TTL leaves it time.
 func lockedTable(c *cluster) bool {
 	cfg := scenarioClient("a")
 	c.start(cfg)
 	c.awaitHolder(0)
-	c.start(scenarioClient("b")).has("ready", 1)
-	c.lockTable(cfg.Attempt+2*time.Second, cfg.Attempt)
+	b := scenarioClient("b")
+	b.TTL = 4 * scenarioTTL
+	c.start(b).has("ready", 1)
+	c.lockTable(cfg.Attempt+2*time.Second, cfg.Attempt, "b")
 	c.awaitHolder(0)
 	return true
 }

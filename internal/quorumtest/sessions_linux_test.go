@@ -168,14 +168,22 @@ func (c *cluster) oneTable(after string) {
 	}
 }
 
-// tableLocked has somebody lock the lease table.
-func (n *nemesis) tableLocked() { n.c.lockTable(n.someTime(0.3, 2), n.ttl/5) }
+// tableLocked has somebody lock the lease table; half the time a client has to
+// connect meanwhile.
+func (n *nemesis) tableLocked() {
+	hold := n.someTime(0.3, 2)
+	var end []string
+	if n.rand.IntN(2) == 0 {
+		end = append(end, n.someone().cfg.Name)
+	}
+	n.c.lockTable(hold, n.ttl/5, end...)
+}
 
 // lockTable locks the lease table for a time, as an ALTER does that is forgotten
-// in a transaction, and looks at who waits for it: no client may have two requests
-// waiting, nor one for longer than its attempt and a second. Guarded transactions
-// are the program's own.
-func (c *cluster) lockTable(hold, attempt time.Duration) {
+// in a transaction, ends the connections of some clients, and looks at who waits:
+// no client may have two requests waiting, nor one for longer than its attempt and a
+// second. Guarded transactions are the program's own.
+func (c *cluster) lockTable(hold, attempt time.Duration, end ...string) {
 	t := c.t
 	t.Helper()
 	tx, err := c.admin.Begin()
@@ -186,6 +194,7 @@ func (c *cluster) lockTable(hold, attempt time.Duration) {
 	if _, err := tx.Exec("LOCK TABLE public.baldur_lease IN ACCESS EXCLUSIVE MODE"); err != nil {
 		t.Fatal(err)
 	}
+	c.terminate(end...)
 	watch, err := c.admin.Conn(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -197,7 +206,7 @@ func (c *cluster) lockTable(hold, attempt time.Duration) {
 		told    bool
 	}
 	crowds, late := map[string]crowd{}, map[int]int{}
-	for end := time.Now().Add(hold); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+	for until := time.Now().Add(hold); time.Now().Before(until); time.Sleep(10 * time.Millisecond) {
 		rows, err := watch.QueryContext(t.Context(), `
 SELECT replace(a.application_name, $1, ''), a.pid, extract(epoch FROM clock_timestamp() - a.query_start)
 FROM pg_locks l JOIN pg_stat_activity a USING (pid)
