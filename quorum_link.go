@@ -213,6 +213,7 @@ func (l *link) examine(ctx context.Context) error {
 	if err := l.proveLocks(ctx); err != nil {
 		return err
 	}
+	l.limit = l.cfg.attempt // the table may be locked
 	return l.makeRow(ctx)
 }
 
