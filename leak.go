@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"encoding/hex"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -62,18 +63,39 @@ func (f Frame) at() string {
 	if f.File == "" {
 		return "unknown"
 	}
-	file := f.File
-	if i := strings.LastIndexAny(file, `/\`); i >= 0 {
-		if j := strings.LastIndexAny(file[:i], `/\`); j >= 0 {
-			file = file[j+1:]
-		}
+	folder, name := cutLast(strings.ReplaceAll(f.File, `\`, "/"))
+	_, last := cutLast(folder)
+	if _, base := cutLast(strings.TrimSuffix(folder, "/"+last)); majorVersion.MatchString(last) && base != "" {
+		last = base + "/" + last
 	}
-	return fmt.Sprintf("%s:%d", file, f.Line)
+	if last != "" {
+		name = last + "/" + name
+	}
+	return fmt.Sprintf("%s:%d", name, f.Line)
 }
 
-// short is the function without the folders of its import path.
+// short is the function without the folders of its import path, but for the one
+// that a major version is of: "pop/v6.newTX".
 func (f Frame) short() string {
-	return f.Function[strings.LastIndexByte(f.Function, '/')+1:]
+	pkg, local := splitName(f.Function)
+	if local == "" {
+		return pkg
+	}
+	folder, last := cutLast(pkg)
+	if _, base := cutLast(folder); majorVersion.MatchString(last) && base != "" {
+		last = base + "/" + last
+	}
+	return last + "." + local
+}
+
+// majorVersion is the last element of an import path, or of its folder in the
+// module cache.
+var majorVersion = regexp.MustCompile(`^v[0-9]+(@|$)`)
+
+// cutLast cuts a path before its last slash, and returns what is after it.
+func cutLast(path string) (before, last string) {
+	i := strings.LastIndexByte(path, '/')
+	return path[:max(i, 0)], path[i+1:]
 }
 
 // A SpanContext names a trace and a span of it, as OpenTelemetry does. The zero
@@ -119,16 +141,28 @@ type ConnectionInfo struct {
 	LastGoroutineID int64       // that made the last call
 	BackendPID      int         // of the server; 0: unknown. Behind PgBouncer it is not the server's.
 	Span            SpanContext // of the taking, with WithSpanContext
+
+	site int // the call site's index in StackTrace
 }
 
 // CallSite is the line of the application that took the connection. Its
 // Function is "unknown" if there is no stack.
+//
+// It is never in the standard library. A goroutine of a library's own has no frame
+// of the application: its call site is the library's outermost frame, and
+// StackTrace has the library's others before that. Of a goroutine that begins in
+// database/sql ("go db.ExecContext(…)") the Function is database/sql's, and the
+// line is that of the go statement where that is known, else 0.
 func (c ConnectionInfo) CallSite() Frame {
-	if len(c.StackTrace) == 0 {
+	if c.site >= len(c.StackTrace) {
 		return Frame{Function: "unknown"}
 	}
-	return c.StackTrace[0]
+	return c.StackTrace[c.site]
 }
+
+// begun tells whether a frame is the call site of a goroutine that a go statement
+// has begun in database/sql.
+func (f Frame) begun() bool { return strings.HasPrefix(f.Function, sqlPackage+".") }
 
 // Doing says in words what the holder does: "idle in transaction for 40s".
 func (c ConnectionInfo) Doing() string {
@@ -183,7 +217,8 @@ type LeakReport struct {
 // LeakCount is the number of suspected leaks.
 func (r LeakReport) LeakCount() int { return len(r.SuspectedLeaks) }
 
-// A LeakGroup is the holders that took their connections at one line.
+// A LeakGroup is the holders that took their connections at one line; those whose
+// goroutines begin in database/sql, by one statement too.
 type LeakGroup struct {
 	CallSite    Frame
 	Connections []ConnectionInfo // the longest held first
@@ -192,16 +227,30 @@ type LeakGroup struct {
 // Groups returns the suspected leaks by call site, the most connections first.
 func (r LeakReport) Groups() []LeakGroup { return groupBySite(r.SuspectedLeaks) }
 
+// groupKey is what the holders of a group have in common.
+type groupKey struct {
+	site  Frame
+	query string // "" where the site is a line of the program's
+}
+
+func (c ConnectionInfo) group() groupKey {
+	key := groupKey{site: c.CallSite()}
+	if key.site.begun() {
+		key.query = c.QueryInfo
+	}
+	return key
+}
+
 func groupBySite(infos []ConnectionInfo) []LeakGroup {
-	index := map[Frame]int{}
+	index := map[groupKey]int{}
 	var groups []LeakGroup
 	for _, c := range infos {
-		site := c.CallSite()
-		i, ok := index[site]
+		key := c.group()
+		i, ok := index[key]
 		if !ok {
 			i = len(groups)
-			index[site] = i
-			groups = append(groups, LeakGroup{CallSite: site})
+			index[key] = i
+			groups = append(groups, LeakGroup{CallSite: key.site})
 		}
 		groups[i].Connections = append(groups[i].Connections, c)
 	}
@@ -223,6 +272,7 @@ func (t *Tracker) info(s snapshot, now time.Duration) ConnectionInfo {
 		InTransaction:   s.flags&flagInTx != 0,
 		RowsOpen:        s.flags&flagRows != 0,
 		StackTrace:      site.frames,
+		site:            site.at,
 		GoroutineID:     s.holder.ID(),
 		Goroutine:       Liveness(s.holder.State().String()),
 		LastGoroutineID: s.last.ID(),

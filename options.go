@@ -31,7 +31,8 @@ type config struct {
 	capture       Capture
 	returnAudit   int
 	spanContext   func(context.Context) SpanContext
-	skip          []string
+	skipPackages  []string
+	skipFunctions []string
 	hookMakers    []hookMaker
 	hooks         []Hooks // by hookMakers; nil: none
 }
@@ -119,10 +120,27 @@ func WithSpanContext(f func(context.Context) SpanContext) Option {
 }
 
 // WithSkipPackages adds packages, by import path, to those that a call site is
-// never in: a stack starts at the first frame outside of them. database/sql,
-// baldur and the well-known libraries on top of database/sql are among them.
+// never in: a stack starts at the first frame outside of them. The standard
+// library, baldur and the well-known libraries on top of database/sql are among
+// them. A path that ends in a slash stands for that package and all below it:
+// "example.com/shop/db/" for example.com/shop/db and example.com/shop/db/orm;
+// without the slash it is the one package. A package's own tests are not skipped.
+//
+// The paths of the option, the DSN and the environment add up.
+// DSN: baldur_skip_packages, separated by commas; environment: BALDUR_SKIP_PACKAGES.
 func WithSkipPackages(paths ...string) Option {
-	return func(c *config) { c.skip = append(c.skip, paths...) }
+	return func(c *config) { c.skipPackages = append(c.skipPackages, paths...) }
+}
+
+// WithSkipFunctions adds functions that are never a call site, as a program's own
+// helpers through which all its queries go. A name is that of a [Frame], with its
+// import path or the end of that: "example.com/shop/store.(*conn).Exec" or
+// "store.(*conn).Exec". The closures in the function are skipped with it.
+//
+// The names of the option, the DSN and the environment add up.
+// DSN: baldur_skip_functions, separated by commas; environment: BALDUR_SKIP_FUNCTIONS.
+func WithSkipFunctions(names ...string) Option {
+	return func(c *config) { c.skipFunctions = append(c.skipFunctions, names...) }
 }
 
 // setting is one that has a text form.
@@ -137,6 +155,8 @@ var settings = []setting{
 	{"baldur_warning_threshold", "BALDUR_POOL_MONITOR_WARNING_THRESHOLD", func(c *config, v string) error { return setPercent(&c.warning, v) }},
 	{"baldur_critical_threshold", "BALDUR_POOL_MONITOR_CRITICAL_THRESHOLD", func(c *config, v string) error { return setPercent(&c.critical, v) }},
 	{"baldur_cancel_grace", "", func(c *config, v string) error { return setDuration(&c.cancelGrace, v) }},
+	{"baldur_skip_packages", "BALDUR_SKIP_PACKAGES", func(c *config, v string) error { return addNames(&c.skipPackages, v) }},
+	{"baldur_skip_functions", "BALDUR_SKIP_FUNCTIONS", func(c *config, v string) error { return addNames(&c.skipFunctions, v) }},
 	{"baldur_capture", "", func(c *config, v string) error { return setCapture(&c.capture, v) }},
 	{"baldur_return_audit", "", func(c *config, v string) error { return setCount(&c.returnAudit, v) }},
 	{"baldur_otel", "", setOTel}, // see baldurotel
@@ -180,6 +200,15 @@ func setSwitch(b *bool, v string) error {
 func setCount(n *int, v string) (err error) {
 	if *n, err = strconv.Atoi(v); err != nil {
 		return fmt.Errorf("want a number")
+	}
+	return nil
+}
+
+func addNames(list *[]string, v string) error {
+	for name := range strings.SplitSeq(v, ",") {
+		if name = strings.TrimSpace(name); name != "" {
+			*list = append(*list, name)
+		}
 	}
 	return nil
 }

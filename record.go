@@ -79,7 +79,7 @@ type checkout struct {
 func (r *record) take(ctx context.Context) {
 	var site *stack.Site
 	if Capture(r.t.capture.Load()) != CaptureOff {
-		site = stack.Capture()
+		site = stack.Capture(r.t.sites.tag)
 	}
 	var span SpanContext
 	if hook := r.t.cfg.spanContext; hook != nil {

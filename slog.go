@@ -68,7 +68,7 @@ type leakLog struct {
 // logKey is what is limited: the records of a level for a call site.
 type logKey struct {
 	level slog.Level
-	site  Frame
+	groupKey
 }
 
 // logged is what a window of logWindow has seen of a key.
@@ -80,7 +80,7 @@ type logged struct {
 }
 
 func (l *leakLog) add(now time.Time, level slog.Level, pool string, c ConnectionInfo) {
-	key := logKey{level, c.CallSite()}
+	key := logKey{level, c.group()}
 	w := l.windows[key]
 	if w == nil {
 		w = &logged{since: now, pool: pool}

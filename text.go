@@ -46,7 +46,7 @@ func (r LeakReport) String() string {
 			}
 			return text
 		})
-		writeStack(&b, g.Connections[0].StackTrace)
+		writeStack(&b, g.Connections[0])
 	}
 	if len(r.LongHeld) > 0 {
 		b.WriteString("\nheld for as long, but in use or expected, and not accused:\n")
@@ -69,7 +69,7 @@ func (r LeakReport) String() string {
 		if i == 0 {
 			b.WriteString("\ncame back:\n")
 		}
-		fmt.Fprintf(&b, "  taken at %s, returned after %s\n", c.CallSite().at(), short(c.Held))
+		fmt.Fprintf(&b, "  taken at %s, returned after %s\n", clean(c.CallSite().place()), short(c.Held))
 	}
 	if r.DirtyTotal > 0 {
 		fmt.Fprintf(&b, "\ncame back dirty, %d in all; the latest:\n", r.DirtyTotal)
@@ -132,6 +132,10 @@ func (c ConnectionInfo) LikelyMissing() string {
 }
 
 func (g LeakGroup) writeHead(b *strings.Builder) {
+	if g.CallSite.begun() {
+		fmt.Fprintf(b, "%s taken by %s\n", plural(len(g.Connections), "connection"), clean(g.CallSite.place()))
+		return
+	}
 	fmt.Fprintf(b, "%s taken at %s in %s\n", plural(len(g.Connections), "connection"), clean(g.CallSite.at()), clean(g.CallSite.short()))
 }
 
@@ -173,16 +177,23 @@ func (g LeakGroup) writeConns(b *strings.Builder, doing func(ConnectionInfo) str
 	}
 }
 
-// writeStack writes the first frame's place in full, to be clicked on, and a line
-// for each of its callers in the application.
-func writeStack(b *strings.Builder, frames []Frame) {
-	if len(frames) == 0 {
+// writeStack writes the call site's place in full, to be clicked on, and a line
+// for each of its callers in the application; of a library's own goroutine, for
+// each frame of the library.
+func writeStack(b *strings.Builder, c ConnectionInfo) {
+	site := c.CallSite()
+	if site.File == "" {
 		return
 	}
-	fmt.Fprintf(b, "    %s:%d\n", clean(frames[0].File), frames[0].Line)
-	frames = frames[1:]
-	for len(frames) > 0 && slices.Contains([]string{"runtime", "sync", "testing", "net/http"}, packageOf(frames[len(frames)-1].Function)) {
+	fmt.Fprintf(b, "    %s:%d\n", clean(site.File), site.Line)
+	frames := c.StackTrace[c.site+1:]
+	for len(frames) > 0 && slices.Contains([]string{"runtime", "sync", "testing", "net/http"}, frames[len(frames)-1].pkg()) {
 		frames = frames[:len(frames)-1]
+	}
+	by := "by"
+	if c.site > 0 {
+		by, frames = "calls", slices.Clone(c.StackTrace[:c.site])
+		slices.Reverse(frames)
 	}
 	more := len(frames) - textFrames
 	frames = frames[:min(len(frames), textFrames)]
@@ -191,7 +202,7 @@ func writeStack(b *strings.Builder, frames []Frame) {
 		width = max(width, utf8.RuneCountInString(f.short()))
 	}
 	for _, f := range frames {
-		fmt.Fprintf(b, "      by %-*s  %s\n", width, clean(f.short()), clean(f.at()))
+		fmt.Fprintf(b, "      %s %-*s  %s\n", by, width, clean(f.short()), clean(f.at()))
 	}
 	if more > 0 {
 		fmt.Fprintf(b, "      and %d more\n", more)
@@ -221,6 +232,23 @@ func clean(s string) string {
 	}, strings.ToValidUTF8(s, "\ufffd"))
 }
 
+// place says where a connection was taken: "shop/orders.go:88".
+func (f Frame) place() string {
+	switch {
+	case !f.begun():
+		return f.at()
+	case f.File == "":
+		return f.Function + ", started by a go statement"
+	}
+	return f.Function + ", started by a go statement at " + f.at()
+}
+
+// pkg is the package in the function's name.
+func (f Frame) pkg() string {
+	pkg, _ := splitName(f.Function)
+	return pkg
+}
+
 func plural(n int, what string) string {
 	if n == 1 {
 		return "1 " + what
@@ -248,14 +276,14 @@ func (r LeakReport) LogValue() slog.Value {
 			sites = append(sites, "…")
 			break
 		}
-		sites = append(sites, fmt.Sprintf("%s ×%d", g.CallSite.at(), len(g.Connections)))
+		sites = append(sites, fmt.Sprintf("%s ×%d", g.CallSite.place(), len(g.Connections)))
 	}
 	if sites != nil {
 		attrs = append(attrs, slog.Any("call_sites", sites))
 	}
 	var back []string
 	for _, c := range r.Returned {
-		back = append(back, fmt.Sprintf("%s after %s", c.CallSite().at(), short(c.Held)))
+		back = append(back, fmt.Sprintf("%s after %s", c.CallSite().place(), short(c.Held)))
 	}
 	if back != nil {
 		attrs = append(attrs, slog.Any("returned", back))
@@ -277,7 +305,7 @@ func (r LeakReport) LogValue() slog.Value {
 func (c ConnectionInfo) LogValue() slog.Value {
 	attrs := []slog.Attr{
 		slog.Int64("connection", c.ConnectionID),
-		slog.String("call_site", c.CallSite().at()),
+		slog.String("call_site", c.CallSite().place()),
 		slog.String("function", c.CallSite().Function),
 		slog.Duration("held", c.Held),
 		slog.String("kind", string(c.Kind)),

@@ -23,7 +23,7 @@ import (
 type Tracker struct {
 	cfg     *config
 	clk     *clock
-	sites   siteCache
+	sites   *siteCache
 	dialing atomic.Int32 // Connect calls in flight
 	capture atomic.Int32 // a Capture
 	name    atomic.Pointer[string]
@@ -52,7 +52,7 @@ type Tracker struct {
 
 func newTracker(cfg *config) *Tracker {
 	t := &Tracker{cfg: cfg, hooks: cfg.hooks, closed: make(chan struct{})}
-	t.sites.skip = cfg.skip
+	t.sites = siteCacheOf(cfg.skipPackages, cfg.skipFunctions)
 	t.name.Store(&cfg.poolName)
 	t.capture.Store(int32(cfg.capture))
 	tick := min(100*time.Millisecond, max(time.Millisecond, min(cfg.leakThreshold, cfg.cancelGrace)/10))

@@ -111,7 +111,7 @@ func newPage(pools []pool, sites []baldur.CallSiteStats, now time.Time) pageView
 		v.Pools = append(v.Pools, newPoolView(p))
 	}
 	for _, s := range sites[:min(len(sites), pageSites)] {
-		site := baldur.ConnectionInfo{StackTrace: s.StackTrace}.CallSite()
+		site := s.CallSite()
 		v.Sites = append(v.Sites, siteView{at(site), shortName(site), string(s.Kind), s.Returned, short(s.P50), short(s.P99)})
 	}
 	return v
@@ -225,8 +225,13 @@ func at(f baldur.Frame) string {
 	return strings.TrimSuffix(place, ")")
 }
 
+// shortName is the function's, as in the text of a report.
 func shortName(f baldur.Frame) string {
-	return clean(f.Function[strings.LastIndexByte(f.Function, '/')+1:])
+	name, _, _ := strings.Cut(clean(f.String()), " (")
+	if strings.HasPrefix(f.Function, "database/sql.") {
+		name += ", started by a go statement"
+	}
+	return name
 }
 
 // short rounds a duration to what a person wants to read.

@@ -75,15 +75,14 @@ func (p *pool) leakAttributes(c baldur.ConnectionInfo) []attribute.KeyValue {
 			attrs = append(attrs, semconv.DBQueryText(text))
 		}
 	}
-	return append(attrs, codeAttributes(c.StackTrace)...)
+	return append(attrs, codeAttributes(c.CallSite(), c.StackTrace)...)
 }
 
 // codeAttributes says where a connection was taken, if that was noted.
-func codeAttributes(frames []baldur.Frame) []attribute.KeyValue {
+func codeAttributes(top baldur.Frame, frames []baldur.Frame) []attribute.KeyValue {
 	if len(frames) == 0 {
 		return nil
 	}
-	top := frames[0]
 	attrs := []attribute.KeyValue{semconv.CodeFunctionName(clean(top.Function, maxPath)), semconv.CodeStacktrace(stacktrace(frames))}
 	if top.File != "" {
 		attrs = append(attrs, semconv.CodeFilePath(clean(top.File, maxPath)))

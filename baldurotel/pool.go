@@ -153,7 +153,7 @@ func (p *pool) returned(r baldur.Return) {
 	if p.c.checkoutSpans {
 		_, s := p.tracer.Start(ctx, "baldur.connection.held", trace.WithTimestamp(r.AcquiredAt),
 			trace.WithAttributes(name.attr, attribute.Int64("baldur.connection.id", r.ConnectionID)),
-			trace.WithAttributes(codeAttributes(r.StackTrace())...))
+			trace.WithAttributes(codeAttributes(r.CallSite(), r.StackTrace())...))
 		s.End(trace.WithTimestamp(r.AcquiredAt.Add(r.Held)))
 	}
 }

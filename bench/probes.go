@@ -80,7 +80,7 @@ func captureProbes(e effort) (results []probeResult, depth int, err error) {
 		depth = runtime.Callers(1, pcs[:])
 		results = measureProbes([]probe{
 			{name: "`runtime.Callers` into [32]", f: func() { sink.n = runtime.Callers(1, pcs[:32]) }},
-			{name: "`stack.Capture`: walk, hash, look-up of the site", f: func() { sink.site = stack.Capture() }},
+			{name: "`stack.Capture`: walk, hash, look-up of the site", f: func() { sink.site = stack.Capture(0) }},
 		}, e)
 	})
 	return results, depth, err

@@ -41,7 +41,7 @@ func BenchmarkCapture(b *testing.B) {
 			b.ReportAllocs()
 			at(depth-framework, func() {
 				for b.Loop() {
-					sinkSite = Capture()
+					sinkSite = Capture(0)
 				}
 			})
 		})
@@ -82,7 +82,7 @@ func BenchmarkService(b *testing.B) {
 		name string
 		f    func()
 	}{
-		{"Capture", func() { sinkSite = Capture() }},
+		{"Capture", func() { sinkSite = Capture(0) }},
 		{"Callers", func() { var pcs [32]uintptr; sinkInt = runtime.Callers(1, pcs[:]) }},
 	} {
 		b.Run(bm.name, func(b *testing.B) {
@@ -135,7 +135,7 @@ func BenchmarkSitesCalls(b *testing.B) {
 func fork(bits uint32, depth int) *Site {
 	switch {
 	case depth == 0:
-		return Capture()
+		return Capture(0)
 	case bits&1 == 0:
 		return fork(bits>>1, depth-1)
 	}
@@ -157,7 +157,7 @@ func BenchmarkCaptureParallel(b *testing.B) {
 	b.RunParallel(func(pb *testing.PB) {
 		at(20-framework, func() {
 			for pb.Next() {
-				if Capture() == nil {
+				if Capture(0) == nil {
 					b.Error("nil")
 				}
 			}
@@ -220,7 +220,7 @@ func BenchmarkRecord(b *testing.B) {
 }
 
 func BenchmarkReport(b *testing.B) {
-	s := Capture()
+	s := Capture(0)
 	for b.Loop() {
 		sinkInt = len(s.Frames())
 	}

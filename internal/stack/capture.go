@@ -10,16 +10,18 @@ import (
 var walking bool
 
 // Capture returns the site of the calling goroutine's stack, whose innermost frame is Capture's
-// caller. It is never nil. It does not allocate for a path that has been seen before.
+// caller. It is never nil. It does not allocate for a path that has been seen before. One path has
+// a site for each tag that it is captured with.
 //
 // A deferred or go'd Capture has the runtime's frame for its caller.
 //
 //go:noinline
-func Capture() *Site {
+func Capture(tag uint32) *Site {
 	if !walking {
-		return captureCallers(3) // skip runtime.Callers, captureCallers, Capture
+		return captureCallers(3, tag) // skip runtime.Callers, captureCallers, Capture
 	}
 	n, h, rest := walk(nil, 0, 0, 0)
+	h.b ^= spread(tag)
 	if rest == 0 || n == maxFrames {
 		if e := sites.walked.find(h); e != nil && e.site != nil {
 			return e.site
@@ -28,23 +30,27 @@ func Capture() *Site {
 	// Once more: the stack is the same but for where it lies.
 	var key stackKey
 	n, h, rest = walk(&key, 0, 0, 0)
-	return miss(key[:n], h, rest)
+	h.b ^= spread(tag)
+	return miss(key[:n], h, rest, tag)
 }
+
+// spread makes a tag part of a fingerprint.
+func spread(tag uint32) uint64 { return uint64(tag) * 0x9E3779B97F4A7C15 }
 
 // miss serves the paths that Capture cannot: new ones, and those the walk cannot be trusted with.
 //
 //go:noinline
-func miss(key []uintptr, h fingerprint, rest uintptr) *Site {
+func miss(key []uintptr, h fingerprint, rest uintptr, tag uint32) *Site {
 	const skip = 4 // runtime.Callers, the function that calls it, miss, Capture
 	whole := rest == 0
 	if !whole && len(key) < maxFrames {
 		// The chain leaves the goroutine's stack: a callback from C, whose frames lie elsewhere
 		// and whose Go callers the key lacks.
-		return captureCallers(skip)
+		return captureCallers(skip, tag)
 	}
 	if e := sites.walked.find(h); e != nil {
 		if e.site == nil {
-			return captureCallers(skip)
+			return captureCallers(skip, tag)
 		}
 		return e.site
 	}
@@ -53,24 +59,29 @@ func miss(key []uintptr, h fingerprint, rest uintptr) *Site {
 	}
 	pcs := callers(skip)
 	covered, ok := agree(key, whole, pcs)
-	if s := intern(&sites.walked, h, slices.Clone(pcs[:covered]), ok); s != nil {
+	site := &Site{tag: tag, pcs: slices.Clone(pcs[:covered])}
+	if whole && len(key) > 1 { // the last address is in runtime.goexit
+		site.first = key[len(key)-2]
+	}
+	if s := intern(&sites.walked, h, site, ok); s != nil {
 		return s
 	}
-	return captureCallers(skip)
+	return captureCallers(skip, tag)
 }
 
 // captureCallers returns the site of the innermost 32 logical frames as runtime.Callers has them.
-func captureCallers(skip int) *Site {
+func captureCallers(skip int, tag uint32) *Site {
 	var key stackKey
 	n := runtime.Callers(skip, key[:])
 	h := fingerprintOf(key[:n])
+	h.b ^= spread(tag)
 	if e := sites.called.find(h); e != nil {
 		return e.site
 	}
 	if sites.full.Load() {
 		return &other
 	}
-	return intern(&sites.called, h, slices.Clone(key[:n]), true)
+	return intern(&sites.called, h, &Site{tag: tag, pcs: slices.Clone(key[:n])}, true)
 }
 
 // callers returns the innermost logical frames, enough for the physical frames of a key and whatever

@@ -14,7 +14,7 @@ import (
 // look captures and asks runtime.Callers at the same line.
 func look() (*Site, []Frame) {
 	pcs := make([]uintptr, 4096)
-	s, n := Capture(), runtime.Callers(1, pcs)
+	s, n := Capture(0), runtime.Callers(1, pcs)
 	return s, resolve(pcs[:n])
 }
 

@@ -59,6 +59,14 @@ func (h *Hist) Add(bucket int, n uint64, sum time.Duration) {
 	h.sum.Add(int64(sum))
 }
 
+// Merge adds what o has.
+func (h *Hist) Merge(o *Hist) {
+	for i := range o.counts {
+		h.counts[i].Add(o.counts[i].Load())
+	}
+	h.sum.Add(o.sum.Load())
+}
+
 // Sum returns the sum of the durations recorded.
 func (h *Hist) Sum() time.Duration { return time.Duration(h.sum.Load()) }
 

@@ -3,6 +3,7 @@ package stack
 import (
 	"iter"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 )
@@ -24,6 +25,8 @@ type Site struct {
 	Accused atomic.Uint64 // leaks reported; counted by the user of this package
 
 	id     uint64
+	tag    uint32
+	first  uintptr   // an address in the goroutine's first function; 0: unknown
 	pcs    []uintptr // as runtime.Callers has them
 	frames atomic.Pointer[[]Frame]
 }
@@ -31,6 +34,27 @@ type Site struct {
 // ID returns a number that is stable within this process: 1, 2, 3, … in the order in which the
 // sites were first seen, and 0 for Other.
 func (s *Site) ID() uint64 { return s.id }
+
+// Tag returns what Capture was called with.
+func (s *Site) Tag() uint32 { return s.tag }
+
+// GoStatement returns the function and the place of the go statement whose call is this goroutine's
+// first function, where that is known. For a call with arguments, a receiver included, the compiler
+// makes a function of its own, "main.serve.gowrap1"; runtime.Callers does not show it.
+func (s *Site) GoStatement() (Frame, bool) {
+	if s.first == 0 {
+		return Frame{}, false
+	}
+	// Of the address itself a Func tells what was inlined there; its Entry is not in that.
+	entry := runtime.FuncForPC(s.first - 1).Entry()
+	f := runtime.FuncForPC(entry)
+	i := strings.LastIndex(f.Name(), ".gowrap")
+	if i < 0 {
+		return Frame{}, false
+	}
+	file, line := f.FileLine(entry)
+	return Frame{f.Name()[:i], file, line}, true
+}
 
 // Frames returns the logical frames, innermost first: the caller of Capture, its caller, and so on
 // to the start of the goroutine, or to the innermost 32 physical frames of a deeper stack. It is
@@ -106,9 +130,9 @@ func All() iter.Seq[*Site] {
 	}
 }
 
-// intern returns the site of a fingerprint in t, creating it if need be. If trusted is false, it
-// records that the walk must not be used on this path, and returns nil.
-func intern(t *table, h fingerprint, pcs []uintptr, trusted bool) *Site {
+// intern returns the site of a fingerprint in t, which becomes made if there is none. If trusted is
+// false, it records that the walk must not be used on this path, and returns nil.
+func intern(t *table, h fingerprint, made *Site, trusted bool) *Site {
 	sites.mu.Lock()
 	defer sites.mu.Unlock()
 	if e := t.find(h); e != nil {
@@ -119,7 +143,8 @@ func intern(t *table, h fingerprint, pcs []uintptr, trusted bool) *Site {
 	}
 	e := &entry{fingerprint: h}
 	if trusted {
-		e.site = &Site{id: uint64(len(sites.all)) + 1, pcs: pcs}
+		made.id = uint64(len(sites.all)) + 1
+		e.site = made
 		sites.all = append(sites.all, e.site)
 	}
 	t.insertLocked(e)

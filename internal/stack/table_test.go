@@ -134,7 +134,7 @@ func TestOther(t *testing.T) {
 			}
 			SetMaxSites(0)
 			n := testing.AllocsPerRun(100, func() {
-				if Capture() != Other() {
+				if Capture(0) != Other() {
 					t.Error("a new path has a site above the cap")
 				}
 			})
@@ -153,16 +153,16 @@ func TestOther(t *testing.T) {
 func TestIntern(t *testing.T) {
 	defer SetMaxSites(DefaultMaxSites)
 	h := fingerprint{1, uint64(runs.Add(1))}
-	first := intern(&sites.called, h, nil, true)
-	if again := intern(&sites.called, h, nil, true); again != first || first == nil {
+	first := intern(&sites.called, h, new(Site), true)
+	if again := intern(&sites.called, h, new(Site), true); again != first || first == nil {
 		t.Error("one path has two sites")
 	}
-	if again := intern(&sites.called, h, nil, false); again != first {
+	if again := intern(&sites.called, h, new(Site), false); again != first {
 		t.Error("a trusted path lost its site")
 	}
 	h.a = 2
 	SetMaxSites(0)
-	if s := intern(&sites.called, h, nil, true); s != Other() {
+	if s := intern(&sites.called, h, new(Site), true); s != Other() {
 		t.Error("a site above the cap")
 	}
 }
@@ -172,7 +172,7 @@ func TestBrokenChain(t *testing.T) {
 	key := []uintptr{1, 2, 3}
 	h := fingerprintOf(key)
 	func() { // stands for Capture
-		s := miss(key, h, 8)
+		s := miss(key, h, 8, 0)
 		if n := len(s.Frames()); n < 2 || served(s) {
 			t.Errorf("%d frames, served by the walk: %v", n, served(s))
 		}
@@ -231,11 +231,11 @@ func TestNoAllocations(t *testing.T) {
 	defer func(was bool) { walking = was }(walking)
 	for _, fast := range []bool{walking, false} {
 		walking = fast
-		if n := testing.AllocsPerRun(1000, func() { sinkSite = Capture() }); n != 0 {
+		if n := testing.AllocsPerRun(1000, func() { sinkSite = Capture(0) }); n != 0 {
 			t.Errorf("walking %v: %v allocations", fast, n)
 		}
 	}
-	s, g := Capture(), CurrentG()
+	s, g := Capture(0), CurrentG()
 	s.Frames()
 	if n := testing.AllocsPerRun(1000, func() {
 		sinkInt = len(s.Frames())
