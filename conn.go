@@ -145,6 +145,8 @@ func (c *conn) valid() bool {
 // as database/sql does after ErrBadConn.
 func (c *conn) Close() error {
 	c.rec.give()
+	c.rec.t.closing.Add(1)
+	defer c.rec.t.closing.Add(-1)
 	c.rec.t.remove(c.rec)
 	if s := c.rec.sock; s != nil {
 		// pq writes a Terminate message, which must not wait for ever on a

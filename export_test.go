@@ -48,3 +48,6 @@ func FakeSuspendGap(d time.Duration) (restore func()) {
 func (t *Tracker) WrongCounter(d time.Duration) {
 	t.clk.seg.Store(&segment{time: t.clk.kernel() + d, valid: math.MaxUint64})
 }
+
+// KeptText is the query's text that the pool's first connection keeps.
+func (t *Tracker) KeptText() string { return t.list()[0].query }

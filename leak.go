@@ -8,6 +8,9 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/baldur-go/baldur/internal/sqltext"
+	"github.com/baldur-go/baldur/internal/text"
 )
 
 // Kind is what a connection was taken for.
@@ -135,7 +138,7 @@ type ConnectionInfo struct {
 	InTransaction   bool        // begun by Begin; a BEGIN in a query's text is not seen
 	RowsOpen        bool        // a Rows of it is open
 	StackTrace      []Frame     // of the taking, from the first frame of the application on
-	QueryInfo       string      // the text of the last statement, without arguments
+	QueryInfo       string      // the text of the last statement, the first 2 kB of it: see WithQueryText
 	GoroutineID     int64       // that took it
 	Goroutine       Liveness    // whether that goroutine is alive. The connection may have been handed on.
 	LastGoroutineID int64       // that made the last call
@@ -181,18 +184,18 @@ func (c ConnectionInfo) Doing() string {
 	return "idle for " + short(c.Idle) + rows
 }
 
-// short rounds a duration to what a person wants to read: 350ms, 42s, 6m12s.
-func short(d time.Duration) string {
-	switch {
-	case d < time.Second:
-		return d.Round(time.Millisecond).String()
-	case d < 10*time.Second:
-		return d.Round(100 * time.Millisecond).String()
-	}
-	return d.Round(time.Second).String()
-}
+func short(d time.Duration) string { return text.Short(d) }
 
 // LeakReport is what a look at a pool has found.
+//
+// Unattributed counts what database/sql has out and the tracker has not seen to
+// go out: see "What cannot be seen" in the package comment. It can be above 0 for
+// an instant in any program: database/sql takes a connection out of the pool under
+// its lock, and tells the driver after that; it hears that one is back, and puts it
+// into the pool after that. A goroutine that is not running at that very place, as
+// on a busy machine, makes the instant longer. The two are counted one after the
+// other, several times, and the least difference is told. What stays above 0 from
+// report to report is a connection that is held and has not been used.
 //
 // Suspected is who has had a connection for longer than the threshold and has
 // not used it for that long: no call in flight, none ended, no row read. Who
@@ -208,10 +211,24 @@ type LeakReport struct {
 	Returned       []ConnectionInfo // in a report of Watch: told before, and now back; Held is how long they were out
 	Tracked        int              // connections that are out and whose holder is known
 	Connecting     int              // being dialled, or to be
-	Unattributed   int              // out, but not seen; −1: unknown. See the package comment.
+	Closing        int              // being closed: an expired one that a checkout has met, or the cleaner's
+	Unattributed   int              // out, but not seen; −1: unknown. See below.
 	Leases         []QuorumStats    // of the quorums on the pool: see Tracker.Quorums
 	DirtyReturns   []DirtyReturn    // the latest that WithReturnAudit has found, 5 at most, the last one last
 	DirtyTotal     int              // how many there were since the tracker was made
+	OpenStatements []OpenStatements // of the connections with at least OpenStatementsBound, the most first
+}
+
+// OpenStatementsBound is from how many open statements on one connection on a
+// report tells of them. A program that prepares all its queries once has some
+// dozens; one that forgets Stmt.Close, more with each call.
+const OpenStatementsBound = 50
+
+// OpenStatements is a connection, out or idle, with statements that were prepared
+// on it and have not been closed.
+type OpenStatements struct {
+	ConnectionID int64 `json:"connection_id"`
+	Open         int   `json:"open"`
 }
 
 // LeakCount is the number of suspected leaks.
@@ -260,6 +277,9 @@ func groupBySite(infos []ConnectionInfo) []LeakGroup {
 	return groups
 }
 
+// maxQuery is how much of a query's text is told, in bytes.
+const maxQuery = 2 << 10
+
 // info makes the values of a snapshot.
 func (t *Tracker) info(s snapshot, now time.Duration) ConnectionInfo {
 	site := t.sites.of(s.site)
@@ -281,7 +301,7 @@ func (t *Tracker) info(s snapshot, now time.Duration) ConnectionInfo {
 	}
 	used := s.flags&(flagCalled|flagInCall) != 0
 	if used && t.cfg.queryText {
-		c.QueryInfo = s.query
+		c.QueryInfo = text.Lines(sqltext.Safe(s.query, maxQuery))
 	}
 	if used && c.Kind == KindUnknown {
 		c.Kind = s.first.public()

@@ -83,8 +83,19 @@ func WithCancelGrace(d time.Duration) Option {
 	return func(c *config) { c.cancelGrace = d }
 }
 
-// WithQueryText(false) keeps the text of queries out of reports, for programs
-// that write secrets into their SQL. Arguments are never kept in any case.
+// WithQueryText(false) keeps the text of queries out of everything that baldur
+// tells, and out of its memory.
+//
+// One policy holds wherever a text is told: reports, logs, JSON, the page, the
+// profile, baldurtest and OpenTelemetry. Arguments are never kept. A report has the
+// first 2 kB of a text. A text that carries a secret is told without its literals
+// and comments: one that sets a password (ALTER ROLE, CREATE USER MAPPING), has a
+// conninfo (CREATE SUBSCRIPTION, CREATE SERVER, dblink) or a URL with a password,
+// calls pgcrypto, or has a word such as password, secret, token or credential in
+// it. Another literal is told as it stands, except by OpenTelemetry, which has
+// literals only of statements with parameters. Programs that write other secrets into their SQL need
+// WithQueryText(false). A connection that lies in the pool keeps no text of more
+// than 256 bytes.
 // DSN: baldur_query_text=off.
 func WithQueryText(on bool) Option {
 	return func(c *config) { c.queryText = on }

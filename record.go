@@ -8,6 +8,7 @@ import (
 	"unsafe"
 
 	"github.com/baldur-go/baldur/internal/stack"
+	"github.com/baldur-go/baldur/internal/text"
 )
 
 // The flags of a record's activity word, below the coarse time in ms.
@@ -52,6 +53,9 @@ type record struct {
 	sock    *socket // the connection's socket where we dialled it, else nil
 	cut     atomic.Bool
 	rowsNow int // open Rows; of the writer
+
+	statements atomic.Int32 // prepared, and not closed
+	hideText   bool         // see WithQueryText
 
 	mu sync.Mutex // guards the fields below; the writer may read them without it
 	checkout
@@ -99,6 +103,10 @@ func (r *record) take(ctx context.Context) {
 	r.mu.Unlock()
 }
 
+// keptQuery is how long a query's text may be, in bytes, to be kept by a connection
+// that lies in the pool. To drop each would cost a lock for each checkout.
+const keptQuery = 256
+
 // give notes that the connection has come back or is being closed. The pool
 // may say so twice.
 func (r *record) give() {
@@ -112,9 +120,12 @@ func (r *record) give() {
 	}
 	// told may be missed when a report sets it at this very moment (the store
 	// above is a plain one): leak.returned sees to that.
-	if r.done != nil || r.told.Load() {
+	if r.done != nil || len(r.query) > keptQuery || r.told.Load() {
 		r.mu.Lock()
 		r.done = nil
+		if len(r.query) > keptQuery {
+			r.query = ""
+		}
 		if r.leak != nil {
 			r.leak.held.Store(int64(max(1, r.clk.now()-r.start)))
 			r.leak = nil
@@ -134,6 +145,9 @@ func (r *record) give() {
 func (r *record) begin(ctx context.Context, k kind, query string) (first bool) {
 	if r.flags&flagOut == 0 {
 		r.take(ctx)
+	}
+	if r.hideText {
+		query = ""
 	}
 	first = r.flags&(flagCalled|flagInCall) == 0
 	if k != r.kind || first && k != r.first || !sameString(query, r.query) {
@@ -212,7 +226,7 @@ func (r *record) setLabel(name string) {
 		r.take(context.Background())
 	}
 	r.mu.Lock()
-	r.label = name
+	r.label = text.Clean(name)
 	r.mu.Unlock()
 }
 

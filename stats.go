@@ -16,6 +16,7 @@ const (
 	HealthLeakSuspected PoolHealthStatus = "leak_suspected" // a holder is suspected of a leak
 	HealthWarning       PoolHealthStatus = "warning"        // usage at or above the warning threshold, 70 % by default
 	HealthHealthy       PoolHealthStatus = "healthy"
+	HealthClosed        PoolHealthStatus = "closed" // sql.DB.Close was called; reports go on while connections are out
 )
 
 // PoolStats are a pool's figures. A figure that is not known is −1, never a

@@ -33,6 +33,7 @@ func (s converterStmt) ColumnConverter(i int) driver.ValueConverter { return s.c
 
 func (c *conn) wrapStmt(inner driver.Stmt, query string) driver.Stmt {
 	s := &stmt{c: c, inner: inner, query: query}
+	c.rec.statements.Add(1)
 	s.execCtx, _ = inner.(driver.StmtExecContext)
 	s.qryCtx, _ = inner.(driver.StmtQueryContext)
 	if s.checker, _ = inner.(driver.NamedValueChecker); s.checker == nil {
@@ -45,7 +46,10 @@ func (c *conn) wrapStmt(inner driver.Stmt, query string) driver.Stmt {
 }
 
 // Close may come after the connection was given back, and is no use of it.
-func (s *stmt) Close() error { return s.inner.Close() }
+func (s *stmt) Close() error {
+	defer s.c.rec.statements.Add(-1)
+	return s.inner.Close()
+}
 
 func (s *stmt) NumInput() int { return s.inner.NumInput() }
 

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"github.com/baldur-go/baldur/internal/text"
 )
 
 // How much of a report its text shows; JSON has all of it.
@@ -28,7 +30,7 @@ func (r LeakReport) String() string {
 	}
 	fmt.Fprintf(&b, "\n%s\nleak threshold %s, %s\n", r.Figures(), short(r.LeakThreshold), r.ReportTime.Format(time.RFC3339))
 	for _, l := range r.Leases {
-		fmt.Fprintf(&b, "%s\n", l)
+		fmt.Fprintf(&b, "%s\n", clean(l.String()))
 		if l.BackendPID != 0 {
 			fmt.Fprintf(&b, "    by a connection of its own, beside the pool: pg pid %d\n", l.BackendPID)
 		}
@@ -40,11 +42,11 @@ func (r LeakReport) String() string {
 			fmt.Fprintf(&b, "    likely missing: %s\n", m)
 		}
 		g.writeConns(&b, func(c ConnectionInfo) string {
-			text := strings.Replace(c.Doing(), "idle for", "unused for", 1)
+			doing := strings.Replace(c.Doing(), "idle for", "unused for", 1)
 			if c.Held-c.Idle >= time.Second {
-				text += ", held for " + short(c.Held)
+				doing += ", held for " + short(c.Held)
 			}
-			return text
+			return doing
 		})
 		writeStack(&b, g.Connections[0])
 	}
@@ -55,15 +57,25 @@ func (r LeakReport) String() string {
 		b.WriteString("  ")
 		g.writeHead(&b)
 		g.writeConns(&b, func(c ConnectionInfo) string {
-			text := "held for " + short(c.Held)
+			doing := "held for " + short(c.Held)
 			if c.Label != "" {
-				text = clean(c.Label) + ", " + text
+				doing = clean(c.Label) + ", " + doing
 			}
 			if c.State == StateInCall {
-				return text + ", " + c.Doing()
+				return doing + ", " + c.Doing()
 			}
-			return text + ", last used " + short(c.Idle) + " ago"
+			return doing + ", last used " + short(c.Idle) + " ago"
 		})
+	}
+	for i, s := range r.OpenStatements {
+		if i == 0 {
+			b.WriteString("\nprepared and not closed: a Stmt.Close may be missing\n")
+		}
+		if i == textConns {
+			fmt.Fprintf(&b, "  and %s more\n", plural(len(r.OpenStatements)-i, "connection"))
+			break
+		}
+		fmt.Fprintf(&b, "  connection %d: %s open\n", s.ConnectionID, plural(s.Open, "statement"))
 	}
 	for i, c := range r.Returned {
 		if i == 0 {
@@ -86,6 +98,8 @@ func (r LeakReport) Figures() string {
 	var b strings.Builder
 	s := r.Stats
 	switch {
+	case r.Health == HealthClosed:
+		return fmt.Sprintf("closed, %d still out", r.Tracked)
 	case !s.known():
 		fmt.Fprintf(&b, "%d in use that are tracked, pool size unknown", r.Tracked)
 	case s.MaxConnections == 0:
@@ -103,6 +117,7 @@ func (r LeakReport) Figures() string {
 	add(len(r.LongHeld), "long held but used")
 	add(r.Unattributed, "not seen (taken by DB.Conn, not used yet)")
 	add(r.Connecting, "connecting")
+	add(r.Closing, "closing")
 	if parts != nil {
 		add(r.Tracked-len(r.SuspectedLeaks)-len(r.LongHeld), "other")
 		fmt.Fprintf(&b, ": %s", strings.Join(parts, ", "))
@@ -222,15 +237,7 @@ func excerpt(query string) string {
 	return s
 }
 
-// clean makes foreign text safe for a terminal and a log line.
-func clean(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || 0x80 <= r && r < 0xa0 || r == '\u2028' || r == '\u2029' {
-			return '\ufffd'
-		}
-		return r
-	}, strings.ToValidUTF8(s, "\ufffd"))
-}
+func clean(s string) string { return text.Clean(s) }
 
 // place says where a connection was taken: "shop/orders.go:88".
 func (f Frame) place() string {
@@ -249,18 +256,13 @@ func (f Frame) pkg() string {
 	return pkg
 }
 
-func plural(n int, what string) string {
-	if n == 1 {
-		return "1 " + what
-	}
-	return fmt.Sprintf("%d %ss", n, what)
-}
+func plural(n int, what string) string { return text.Plural(n, what) }
 
 // LogValue makes a report one group of a log record: the figures, and each
 // suspected call site as "orders/orders.go:88 ×3". A handler decides the format.
 func (r LeakReport) LogValue() slog.Value {
 	attrs := []slog.Attr{
-		slog.String("pool", r.PoolName),
+		slog.String("pool", clean(r.PoolName)),
 		slog.String("health", string(r.Health)),
 		slog.Int("suspected_leaks", len(r.SuspectedLeaks)),
 		slog.Int("long_held", len(r.LongHeld)),
@@ -276,21 +278,21 @@ func (r LeakReport) LogValue() slog.Value {
 			sites = append(sites, "…")
 			break
 		}
-		sites = append(sites, fmt.Sprintf("%s ×%d", g.CallSite.place(), len(g.Connections)))
+		sites = append(sites, fmt.Sprintf("%s ×%d", clean(g.CallSite.place()), len(g.Connections)))
 	}
 	if sites != nil {
 		attrs = append(attrs, slog.Any("call_sites", sites))
 	}
 	var back []string
 	for _, c := range r.Returned {
-		back = append(back, fmt.Sprintf("%s after %s", c.CallSite().place(), short(c.Held)))
+		back = append(back, fmt.Sprintf("%s after %s", clean(c.CallSite().place()), short(c.Held)))
 	}
 	if back != nil {
 		attrs = append(attrs, slog.Any("returned", back))
 	}
 	var leases []string
 	for _, l := range r.Leases {
-		leases = append(leases, l.String())
+		leases = append(leases, clean(l.String()))
 	}
 	if leases != nil {
 		attrs = append(attrs, slog.Any("leases", leases))
@@ -305,8 +307,8 @@ func (r LeakReport) LogValue() slog.Value {
 func (c ConnectionInfo) LogValue() slog.Value {
 	attrs := []slog.Attr{
 		slog.Int64("connection", c.ConnectionID),
-		slog.String("call_site", c.CallSite().place()),
-		slog.String("function", c.CallSite().Function),
+		slog.String("call_site", clean(c.CallSite().place())),
+		slog.String("function", clean(c.CallSite().Function)),
 		slog.Duration("held", c.Held),
 		slog.String("kind", string(c.Kind)),
 		slog.String("doing", c.Doing()),
@@ -320,7 +322,7 @@ func (c ConnectionInfo) LogValue() slog.Value {
 		attrs = append(attrs, slog.String("query", excerpt(c.QueryInfo)))
 	}
 	if c.Label != "" {
-		attrs = append(attrs, slog.String("label", c.Label))
+		attrs = append(attrs, slog.String("label", clean(c.Label)))
 	}
 	if c.Span.IsValid() {
 		attrs = append(attrs, slog.String("trace_id", c.Span.String()))
@@ -330,7 +332,7 @@ func (c ConnectionInfo) LogValue() slog.Value {
 
 // MarshalJSON writes durations in seconds and times in RFC 3339.
 func (c ConnectionInfo) MarshalJSON() ([]byte, error) {
-	return json.Marshal(struct {
+	return marshal(struct {
 		ConnectionID    int64     `json:"connection_id"`
 		AcquiredAt      time.Time `json:"acquired_at"`
 		HeldSeconds     float64   `json:"held_seconds"`
@@ -356,7 +358,7 @@ func (c ConnectionInfo) MarshalJSON() ([]byte, error) {
 
 // MarshalJSON writes durations in seconds and times in RFC 3339.
 func (r LeakReport) MarshalJSON() ([]byte, error) {
-	return json.Marshal(struct {
+	return marshal(struct {
 		PoolName       string           `json:"pool_name"`
 		ReportTime     time.Time        `json:"report_time"`
 		LeakThreshold  float64          `json:"leak_threshold_seconds"`
@@ -365,6 +367,7 @@ func (r LeakReport) MarshalJSON() ([]byte, error) {
 		Stats          PoolStats        `json:"stats"`
 		Tracked        int              `json:"tracked"`
 		Connecting     int              `json:"connecting"`
+		Closing        int              `json:"closing"`
 		Unattributed   int              `json:"unattributed"`
 		SuspectedLeaks []ConnectionInfo `json:"suspected_leaks"`
 		LongHeld       []ConnectionInfo `json:"long_held"`
@@ -372,8 +375,15 @@ func (r LeakReport) MarshalJSON() ([]byte, error) {
 		Leases         []QuorumStats    `json:"leases"`
 		DirtyReturns   []DirtyReturn    `json:"dirty_returns"`
 		DirtyTotal     int              `json:"dirty_returns_total"`
-	}{r.PoolName, r.ReportTime, r.LeakThreshold.Seconds(), r.Health, r.LeakCount(), r.Stats, r.Tracked, r.Connecting, r.Unattributed,
-		list(r.SuspectedLeaks), list(r.LongHeld), list(r.Returned), list(r.Leases), list(r.DirtyReturns), r.DirtyTotal})
+		OpenStatements []OpenStatements `json:"open_statements"`
+	}{r.PoolName, r.ReportTime, r.LeakThreshold.Seconds(), r.Health, r.LeakCount(), r.Stats, r.Tracked, r.Connecting, r.Closing, r.Unattributed,
+		list(r.SuspectedLeaks), list(r.LongHeld), list(r.Returned), list(r.Leases), list(r.DirtyReturns), r.DirtyTotal, list(r.OpenStatements)})
+}
+
+// marshal is json.Marshal for what may be read on a terminal.
+func marshal(v any) ([]byte, error) {
+	b, err := json.Marshal(v)
+	return text.JSON(b), err
 }
 
 // list makes an empty list of none, which JSON writes as [] and not null.

@@ -15,6 +15,7 @@ import (
 	"weak"
 
 	"github.com/baldur-go/baldur/internal/stack"
+	"github.com/baldur-go/baldur/internal/text"
 )
 
 // Tracker knows who holds each connection of a pool. Get it by [TrackerOf]. Its
@@ -25,6 +26,7 @@ type Tracker struct {
 	clk     *clock
 	sites   *siteCache
 	dialing atomic.Int32 // Connect calls in flight
+	closing atomic.Int32 // Close calls of the driver in flight
 	capture atomic.Int32 // a Capture
 	name    atomic.Pointer[string]
 	returns atomic.Int64 // counted by the return audit, where there is one
@@ -53,6 +55,7 @@ type Tracker struct {
 func newTracker(cfg *config) *Tracker {
 	t := &Tracker{cfg: cfg, hooks: cfg.hooks, closed: make(chan struct{})}
 	t.sites = siteCacheOf(cfg.skipPackages, cfg.skipFunctions)
+	cfg.poolName = text.Clean(cfg.poolName)
 	t.name.Store(&cfg.poolName)
 	t.capture.Store(int32(cfg.capture))
 	tick := min(100*time.Millisecond, max(time.Millisecond, min(cfg.leakThreshold, cfg.cancelGrace)/10))
@@ -173,7 +176,7 @@ func (t *Tracker) isClosedLocked() bool {
 // was closed, or after, for a second pool on the connector.
 func (t *Tracker) add(pid int, sock *socket, afterClose bool) *record {
 	defer t.announce()
-	r := &record{t: t, clk: t.clk, pid: pid, sock: sock}
+	r := &record{t: t, clk: t.clk, pid: pid, sock: sock, hideText: !t.cfg.queryText}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.lastID++
@@ -287,7 +290,7 @@ func (t *Tracker) balance() (state poolState, ok bool, connecting, unattributed 
 				tracked++
 			}
 		}
-		n := max(0, state.inUse()-connecting-tracked)
+		n := max(0, state.inUse()-connecting-tracked-int(t.closing.Load()))
 		if unattributed < 0 || n < unattributed {
 			unattributed = n
 		}
@@ -318,6 +321,7 @@ func (t *Tracker) report() (LeakReport, []*leak) {
 		LeakThreshold: t.cfg.leakThreshold,
 		Tracked:       tracked,
 		Connecting:    connecting,
+		Closing:       int(t.closing.Load()),
 		Unattributed:  unattributed,
 		Stats:         stats,
 		Leases:        t.Quorums(),
@@ -341,8 +345,22 @@ func (t *Tracker) report() (LeakReport, []*leak) {
 		}
 	}
 	report.Health = stats.health(t.cfg, len(report.SuspectedLeaks))
+	if t.isClosed() {
+		report.Health = HealthClosed
+	}
+	report.OpenStatements = t.openStatements()
 	t.settle(leaks)
 	return report, leaks
+}
+
+func (t *Tracker) openStatements() (all []OpenStatements) {
+	for _, r := range t.list() {
+		if n := int(r.statements.Load()); n >= OpenStatementsBound {
+			all = append(all, OpenStatements{r.id, n})
+		}
+	}
+	slices.SortStableFunc(all, func(a, b OpenStatements) int { return cmp.Compare(b.Open, a.Open) })
+	return all
 }
 
 // suspected: out for the threshold, not labelled, not in a call, and no use since

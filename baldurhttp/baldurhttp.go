@@ -18,11 +18,12 @@
 package baldurhttp
 
 import (
-	"bytes"
+	"bufio"
+	"context"
 	"net/http"
 	"path"
-	"strconv"
 	"strings"
+	"time"
 
 	"github.com/baldur-go/baldur"
 )
@@ -43,6 +44,10 @@ func WithTrackers(trackers ...*baldur.Tracker) Option {
 // below a path that ends in a slash; with http.StripPrefix or without, both work.
 // It answers GET and HEAD. Each request makes a report of each pool, which calls
 // the functions of OnConnectionReleased as any report does.
+//
+// The handlers of a program serve 4 requests at once, others wait, and each ends
+// with its client or after 30 s. report.json has 8 MB of connections at most; how
+// many are left out is in left_out.
 func Handler(opts ...Option) http.Handler {
 	h := &handler{trackers: baldur.Trackers}
 	for _, o := range opts {
@@ -81,24 +86,50 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	res := resources[name]
-	var b bytes.Buffer
-	if err := res.write(&b, look(h.trackers())); err != nil {
-		http.Error(w, err.Error(), http.StatusInternalServerError)
+	ctx, cancel := context.WithTimeout(r.Context(), maxTime)
+	defer cancel()
+	select {
+	case busy <- struct{}{}:
+		defer func() { <-busy }()
+	case <-ctx.Done():
+		head.Set("Retry-After", "10")
+		http.Error(w, "too many requests at once", http.StatusServiceUnavailable)
 		return
 	}
+	// The server sets its own deadline for the next request, or none.
+	deadline, _ := ctx.Deadline()
+	_ = http.NewResponseController(w).SetWriteDeadline(deadline)
 	head.Set("Content-Type", res.contentType)
 	if res.download != "" {
 		head.Set("Content-Disposition", `attachment; filename="`+res.download+`"`)
 	}
-	head.Set("Content-Length", strconv.Itoa(b.Len()))
-	_, _ = w.Write(b.Bytes()) // the client has gone
+	if r.Method == http.MethodHead {
+		return
+	}
+	b := bufio.NewWriterSize(w, 32<<10)
+	err := res.write(ctx, b, look(ctx, h.trackers()))
+	if err == nil && ctx.Err() == nil {
+		err = b.Flush()
+	}
+	if err != nil {
+		panic(http.ErrAbortHandler) // else what is there would look whole
+	}
 }
+
+// What the handlers of a program do at most: one client cannot have them build
+// without bound, and one that does not read holds its place for maxTime.
+const (
+	maxAtOnce = 4
+	maxTime   = 30 * time.Second
+)
+
+var busy = make(chan struct{}, maxAtOnce)
 
 // resources are what the handler serves, by their names below its path.
 var resources = map[string]struct {
 	contentType string
 	download    string
-	write       func(*bytes.Buffer, []pool) error
+	write       func(context.Context, *bufio.Writer, []pool) error
 }{
 	"":            {"text/html; charset=utf-8", "", writePage},
 	"profile":     {"application/octet-stream", "baldur.pb.gz", writeProfile},

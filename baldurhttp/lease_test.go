@@ -1,7 +1,9 @@
 package baldurhttp
 
 import (
+	"bufio"
 	"bytes"
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -52,10 +54,8 @@ func TestHostileLease(t *testing.T) {
 		pools := []pool{{report: report}}
 		pools[0].bound()
 		var html, plain bytes.Buffer
-		if err := writePage(&html, pools); err != nil {
-			t.Fatal(err)
-		}
-		if err := writeText(&plain, pools); err != nil {
+		h, p := bufio.NewWriter(&html), bufio.NewWriter(&plain)
+		if err := errors.Join(writePage(ctx, h, pools), writeText(ctx, p, pools), h.Flush(), p.Flush()); err != nil {
 			t.Fatal(err)
 		}
 		return structure(t, html.String()), plain.String()

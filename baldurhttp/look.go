@@ -1,23 +1,23 @@
 package baldurhttp
 
 import (
+	"bufio"
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/baldur-go/baldur"
+	"github.com/baldur-go/baldur/internal/text"
 )
 
-// How much of foreign text is shown, in bytes. A name may be anything, and a
-// query be generated.
+// How much is shown, in bytes. A name may be anything.
 const (
-	maxName  = 200
-	maxQuery = 10_000
-	more     = " …"
+	maxName = 200
+	maxJSON = 8 << 20 // of the connections in a report.json
 )
 
 // pool is one look at a pool.
@@ -28,9 +28,12 @@ type pool struct {
 
 // look looks at the pools. A connection that comes or goes meanwhile may be in
 // one of the two lists only.
-func look(trackers []*baldur.Tracker) []pool {
+func look(ctx context.Context, trackers []*baldur.Tracker) []pool {
 	var pools []pool
 	for i, t := range trackers {
+		if ctx.Err() != nil {
+			break
+		}
 		if t == nil || slices.Contains(trackers[:i], t) {
 			continue
 		}
@@ -44,10 +47,10 @@ func look(trackers []*baldur.Tracker) []pool {
 // bound cuts the foreign text.
 func (p *pool) bound() {
 	r := &p.report
-	r.PoolName = cut(r.PoolName, maxName)
+	r.PoolName = text.Cut(r.PoolName, maxName)
 	r.Stats.PoolName = r.PoolName
 	of := func(c *baldur.ConnectionInfo) {
-		c.Label, c.QueryInfo = cut(c.Label, maxName), cut(c.QueryInfo, maxQuery)
+		c.Label = text.Cut(c.Label, maxName)
 	}
 	for _, list := range [][]baldur.ConnectionInfo{r.SuspectedLeaks, r.LongHeld, p.holders} {
 		for i := range list {
@@ -60,7 +63,7 @@ func (p *pool) bound() {
 	for i := range r.Leases {
 		l := &r.Leases[i]
 		for _, s := range []*string{&l.Lease, &l.Region, &l.Holder.Lease.Region, &l.Holder.Lease.LeaseID, &l.LastError} {
-			*s = cut(*s, maxName)
+			*s = text.Cut(*s, maxName)
 		}
 	}
 }
@@ -112,7 +115,7 @@ func summary(pools []pool) string {
 	}
 	parts := []string{"no suspected leak"}
 	if leaks > 0 {
-		parts[0] = plural(leaks, "suspected leak")
+		parts[0] = text.Plural(leaks, "suspected leak")
 		if exited > 0 {
 			parts[0] += fmt.Sprintf(" (%d of goroutines that have exited)", exited)
 		}
@@ -126,7 +129,7 @@ func summary(pools []pool) string {
 		parts = append(parts, fmt.Sprintf("pool %s: %s, %s", clean(p.report.PoolName), health(p.report.Health), usage(p.report.Stats)))
 	}
 	if healthy > 0 {
-		parts = append(parts, plural(healthy, "healthy pool"))
+		parts = append(parts, text.Plural(healthy, "healthy pool"))
 	}
 	return strings.Join(parts, "; ")
 }
@@ -134,75 +137,114 @@ func summary(pools []pool) string {
 func health(h baldur.PoolHealthStatus) string { return strings.ReplaceAll(string(h), "_", " ") }
 
 func usage(s baldur.PoolStats) string {
-	var text string
+	var used string
 	switch {
 	case s.ActiveConnections < 0:
 		return "figures unknown"
 	case s.MaxConnections == 0:
-		text = fmt.Sprintf("%d in use, no limit", s.ActiveConnections)
+		used = fmt.Sprintf("%d in use, no limit", s.ActiveConnections)
 	default:
-		text = fmt.Sprintf("%d of %d in use", s.ActiveConnections, s.MaxConnections)
+		used = fmt.Sprintf("%d of %d in use", s.ActiveConnections, s.MaxConnections)
 	}
 	if s.WaitingRequests >= 0 {
-		text += fmt.Sprintf(", %d waiting", s.WaitingRequests)
+		used += fmt.Sprintf(", %d waiting", s.WaitingRequests)
 	}
-	return text
+	return used
 }
 
-func writeText(b *bytes.Buffer, pools []pool) error {
-	fmt.Fprintf(b, "%s\n", summary(pools))
+func writeText(ctx context.Context, w *bufio.Writer, pools []pool) error {
+	fmt.Fprintf(w, "%s\n", summary(pools))
 	for _, p := range pools {
-		fmt.Fprintf(b, "\n%s", p.report)
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		fmt.Fprintf(w, "\n%s", p.report)
 	}
 	return nil
 }
 
-func writeJSON(b *bytes.Buffer, pools []pool) error {
-	type poolJSON struct {
-		Report  baldur.LeakReport       `json:"report"`
-		Holders []baldur.ConnectionInfo `json:"holders"`
-	}
-	doc := struct {
-		Summary string     `json:"summary"`
-		Pools   []poolJSON `json:"pools"`
-	}{summary(pools), []poolJSON{}}
-	for _, p := range pools {
-		doc.Pools = append(doc.Pools, poolJSON{p.report, append([]baldur.ConnectionInfo{}, p.holders...)})
-	}
-	return json.NewEncoder(b).Encode(doc)
-}
-
-// cut makes s valid UTF-8 of n bytes at most, and a mark where it was longer.
-func cut(s string, n int) string {
-	if len(s) <= n {
-		return strings.ToValidUTF8(s, "\ufffd")
-	}
-	for n > 0 && !utf8.RuneStart(s[n]) {
-		n--
-	}
-	return strings.ToValidUTF8(s[:n], "\ufffd") + more
-}
-
-// clean makes foreign text safe to stand in a line: no control characters, and
-// none that turn the direction of what follows.
-func clean(s string) string {
-	return strings.Map(func(r rune) rune {
-		switch {
-		case r < ' ', 0x7f <= r && r < 0xa0, r == '\u2028', r == '\u2029', '\u202a' <= r && r <= '\u202e', '\u2066' <= r && r <= '\u2069':
-			return '\ufffd'
+// writeJSON writes a connection at a time, and at most maxJSON bytes of them in
+// all: first those that are suspected, then the others that a report lists, then
+// all holders. What is left out is counted.
+func writeJSON(ctx context.Context, w *bufio.Writer, pools []pool) error {
+	left := maxJSON
+	fmt.Fprintf(w, `{"summary":%s,"pools":[`, quote(summary(pools)))
+	for i, p := range pools {
+		if i > 0 {
+			w.WriteByte(',')
 		}
-		return r
-	}, strings.ToValidUTF8(s, "\ufffd"))
-}
-
-// line is a query on one line, cut after n bytes.
-func line(query string, n int) string {
-	return cut(clean(strings.Join(strings.Fields(query), " ")), n)
-}
-
-func plural(n int, what string) string {
-	if n == 1 {
-		return "1 " + what
+		r := p.report
+		of := map[string][]baldur.ConnectionInfo{"suspected_leaks": r.SuspectedLeaks, "long_held": r.LongHeld}
+		r.SuspectedLeaks, r.LongHeld, r.Returned = nil, nil, nil
+		head, err := json.Marshal(r)
+		if err != nil {
+			return err
+		}
+		head = bytes.Replace(head, []byte(`"leak_count":0`), fmt.Appendf(nil, `"leak_count":%d`, p.report.LeakCount()), 1)
+		omitted := map[string]int{}
+		list := func(name string, infos []baldur.ConnectionInfo) error {
+			for i, c := range infos {
+				if err := ctx.Err(); err != nil {
+					return err
+				}
+				if left <= 0 {
+					omitted[name] = len(infos) - i
+					break
+				}
+				b, err := json.Marshal(c)
+				if err != nil {
+					return err
+				}
+				if left -= len(b); left <= 0 && len(b) > 0 {
+					omitted[name] = len(infos) - i
+					break
+				}
+				if i > 0 {
+					w.WriteByte(',')
+				}
+				if _, err := w.Write(b); err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+		// The report's own keys, but for the lists, which are written in their places.
+		w.WriteString(`{"report":`)
+		for len(head) > 0 {
+			at, name := len(head), ""
+			for n := range of {
+				if i := bytes.Index(head, []byte(`"`+n+`":[]`)); i >= 0 && i < at {
+					at, name = i, n
+				}
+			}
+			w.Write(head[:at])
+			if head = head[at:]; name != "" {
+				fmt.Fprintf(w, `"%s":[`, name)
+				if err := list(name, of[name]); err != nil {
+					return err
+				}
+				w.WriteByte(']')
+				head = head[len(name)+len(`"":[]`):]
+			}
+		}
+		w.WriteString(`,"holders":[`)
+		if err := list("holders", p.holders); err != nil {
+			return err
+		}
+		rest, err := json.Marshal(omitted)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(w, `],"left_out":%s}`, rest)
 	}
-	return fmt.Sprintf("%d %ss", n, what)
+	_, err := w.WriteString("]}\n")
+	return err
 }
+
+// quote is a string as JSON.
+func quote(s string) []byte {
+	b, _ := json.Marshal(s)
+	return text.JSON(b)
+}
+
+func clean(s string) string { return text.Clean(s) }

@@ -1,8 +1,9 @@
 package baldurhttp
 
 import (
-	"bytes"
+	"bufio"
 	"cmp"
+	"context"
 	"crypto/sha256"
 	_ "embed"
 	"encoding/base64"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/baldur-go/baldur"
+	"github.com/baldur-go/baldur/internal/text"
 )
 
 // How much the page shows; report.json has all of it.
@@ -57,6 +59,7 @@ type poolView struct {
 	MoreHolders                                   int
 	Dirty                                         []string
 	DirtyTotal                                    int
+	OpenStatements                                []string
 	Used                                          []shareView // of the bar
 }
 
@@ -95,8 +98,8 @@ type siteView struct {
 	P50, P99           string
 }
 
-func writePage(b *bytes.Buffer, pools []pool) error {
-	return page.Execute(b, newPage(pools, baldur.CallSites(), time.Now()))
+func writePage(_ context.Context, w *bufio.Writer, pools []pool) error {
+	return page.Execute(w, newPage(pools, baldur.CallSites(), time.Now()))
 }
 
 func newPage(pools []pool, sites []baldur.CallSiteStats, now time.Time) pageView {
@@ -145,6 +148,9 @@ func newPoolView(p pool) poolView {
 	for _, d := range r.DirtyReturns {
 		v.Dirty = append(v.Dirty, d.ReturnedAt.Format("2006-01-02 15:04:05 MST")+": "+clean(d.String()))
 	}
+	for _, s := range r.OpenStatements[:min(len(r.OpenStatements), pageConns)] {
+		v.OpenStatements = append(v.OpenStatements, "connection "+strconv.FormatInt(s.ConnectionID, 10)+": "+text.Plural(s.Open, "statement")+" open")
+	}
 	of := p.verdicts()
 	for _, c := range p.holders[:min(len(p.holders), pageHolders)] {
 		v.Holders = append(v.Holders, newConn(c, of(c)))
@@ -189,13 +195,13 @@ func newGroups(infos []baldur.ConnectionInfo, what verdict) []groupView {
 	var views []groupView
 	for _, g := range (baldur.LeakReport{SuspectedLeaks: infos}).Groups() {
 		first := g.Connections[0]
-		v := groupView{Count: plural(len(g.Connections), "connection"), At: at(g.CallSite), Function: shortName(g.CallSite), Oldest: short(first.Held)}
+		v := groupView{Count: text.Plural(len(g.Connections), "connection"), At: at(g.CallSite), Function: shortName(g.CallSite), Oldest: short(first.Held)}
 		if what == suspected {
 			v.Missing = first.LikelyMissing()
 		}
 		v.ShowQueries = slices.ContainsFunc(g.Connections, func(c baldur.ConnectionInfo) bool { return c.QueryInfo != first.QueryInfo })
 		if !v.ShowQueries {
-			v.Query = line(first.QueryInfo, pageQuery)
+			v.Query = text.OneLine(first.QueryInfo, pageQuery)
 		}
 		v.ShowTraces = slices.ContainsFunc(g.Connections, func(c baldur.ConnectionInfo) bool { return c.Span.IsValid() })
 		for _, c := range g.Connections[:min(len(g.Connections), pageConns)] {
@@ -213,7 +219,7 @@ func newGroups(infos []baldur.ConnectionInfo, what verdict) []groupView {
 func newConn(c baldur.ConnectionInfo, v verdict) connView {
 	return connView{
 		Held: short(c.Held), Doing: c.Doing(), At: at(c.CallSite()), Function: shortName(c.CallSite()), Kind: string(c.Kind),
-		Label: clean(c.Label), Query: line(c.QueryInfo, pageQuery), Trace: c.Span.String(),
+		Label: clean(c.Label), Query: text.OneLine(c.QueryInfo, pageQuery), Trace: c.Span.String(),
 		Goroutine: c.GoroutineID, LastGoroutine: c.LastGoroutineID, BackendPID: int64(c.BackendPID), ID: c.ConnectionID,
 		Exited: c.Goroutine == baldur.GoroutineExited, Verdict: v,
 	}
@@ -234,16 +240,4 @@ func shortName(f baldur.Frame) string {
 	return name
 }
 
-// short rounds a duration to what a person wants to read.
-func short(d time.Duration) string {
-	unit := time.Second
-	switch {
-	case d < time.Millisecond:
-		unit = time.Microsecond
-	case d < time.Second:
-		unit = time.Millisecond
-	case d < 10*time.Second:
-		unit = 100 * time.Millisecond
-	}
-	return d.Round(unit).String()
-}
+func short(d time.Duration) string { return text.Short(d) }

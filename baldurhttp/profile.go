@@ -1,13 +1,15 @@
 package baldurhttp
 
 import (
-	"bytes"
+	"bufio"
+	"context"
 	"io"
 	"time"
 
 	"github.com/google/pprof/profile"
 
 	"github.com/baldur-go/baldur"
+	"github.com/baldur-go/baldur/internal/text"
 )
 
 const profileQuery = 120 // bytes of a query that a label has
@@ -32,11 +34,11 @@ func WriteProfile(w io.Writer, trackers ...*baldur.Tracker) error {
 	if len(trackers) == 0 {
 		trackers = baldur.Trackers()
 	}
-	return newProfile(look(trackers), time.Now()).Write(w)
+	return newProfile(look(context.Background(), trackers), time.Now()).Write(w)
 }
 
-func writeProfile(b *bytes.Buffer, pools []pool) error {
-	return newProfile(pools, time.Now()).Write(b)
+func writeProfile(_ context.Context, w *bufio.Writer, pools []pool) error {
+	return newProfile(pools, time.Now()).Write(w)
 }
 
 func newProfile(pools []pool, now time.Time) *profile.Profile {
@@ -82,7 +84,7 @@ func (b *builder) add(poolName string, v verdict, c baldur.ConnectionInfo) {
 	}
 	for key, value := range map[string]string{
 		"label":    clean(c.Label),
-		"query":    line(c.QueryInfo, profileQuery),
+		"query":    text.OneLine(c.QueryInfo, profileQuery),
 		"trace_id": c.Span.String(),
 	} {
 		if value != "" {

@@ -4,6 +4,8 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+
+	"github.com/baldur-go/baldur/internal/sqltext"
 )
 
 // descriptions keeps what describe has made of short texts, the first so many: a
@@ -14,6 +16,9 @@ type descriptions struct {
 }
 
 type description struct{ summary, text string }
+
+// maxScan is how much of a query's text is looked at, in bytes.
+const maxScan = 16 << 10
 
 // Room for this many texts, of this many bytes.
 const (
@@ -37,12 +42,12 @@ func (d *descriptions) of(query string) description {
 
 // describe makes of a query's text what may be told of it: a summary, "" if
 // there is nothing to say, and the text. It is told as it is if it has
-// parameters, and else without literals and comments.
+// parameters and carries no secret, and else without literals and comments.
 func describe(query string) (summary, text string) {
 	cut := len(query) > maxScan
 	all := tokens(query[:min(len(query), maxScan)])
 	s := summarize(all)
-	if s.asIs && !cut {
+	if s.asIs && !cut && !sqltext.CarriesSecret(query) {
 		text = query
 	} else if text = redact(all); cut {
 		text += "…"
@@ -52,20 +57,20 @@ func describe(query string) (summary, text string) {
 
 // A lexeme is a token with the keyword that it is; "": none of ours.
 type lexeme struct {
-	token
+	sqltext.Token
 	key string
 }
 
 func tokens(query string) []lexeme {
 	all := make([]lexeme, 0, 32+len(query)/8)
-	for l := (lexer{query}); ; {
-		t := l.next()
-		if t.kind == tokenEnd {
+	for l := (sqltext.Lexer{Rest: query}); ; {
+		t := l.Next()
+		if t.Kind == sqltext.End {
 			return all
 		}
-		x := lexeme{token: t}
-		if t.kind == tokenWord {
-			x.key = keyword(t.text)
+		x := lexeme{Token: t}
+		if t.Kind == sqltext.Word {
+			x.key = keyword(t.Text)
 		}
 		all = append(all, x)
 	}
@@ -81,27 +86,27 @@ func redact(all []lexeme) string {
 		if b.Len() > maxText {
 			break
 		}
-		if verb == "" && t.kind != tokenSpace {
+		if verb == "" && t.Kind != sqltext.Space {
 			verb = t.key
 			if verb == "" {
 				verb = "?"
 			}
 		}
-		isName := t.kind == tokenWord || t.kind == tokenQuoted
+		isName := t.Kind == sqltext.Word || t.Kind == sqltext.Quoted
 		switch {
-		case t.kind == tokenLiteral, t.kind == tokenUnclear, t.key == "TRUE", t.key == "FALSE", value && isName:
+		case t.Kind == sqltext.Literal, t.Kind == sqltext.Unclear, t.key == "TRUE", t.key == "FALSE", value && isName:
 			b.WriteByte('?')
-		case t.kind == tokenSpace && !isSpace(t.text[0]):
+		case t.Kind == sqltext.Space && !sqltext.IsSpace(t.Text[0]):
 			b.WriteByte(' ')
 		default:
-			b.WriteString(t.text)
+			b.WriteString(t.Text)
 		}
 		switch {
-		case t.text == ";":
+		case t.Text == ";":
 			verb, set, value = "", false, false
 		case t.key == "SET":
 			set = verb == "SET" || verb == "ALTER"
-		case set && (t.text == "=" || t.key == "TO"):
+		case set && (t.Text == "=" || t.key == "TO"):
 			value = true
 		}
 	}
@@ -132,9 +137,9 @@ func summarize(all []lexeme) *summary {
 	sig := make([]lexeme, 0, len(all))
 	params, unclear := false, false
 	for _, t := range all {
-		params = params || t.kind == tokenParam
-		unclear = unclear || t.kind == tokenUnclear
-		if t.kind != tokenSpace {
+		params = params || t.Kind == sqltext.Param
+		unclear = unclear || t.Kind == sqltext.Unclear
+		if t.Kind != sqltext.Space {
 			sig = append(sig, t)
 		}
 	}
@@ -152,16 +157,16 @@ func summarize(all []lexeme) *summary {
 	for i := 0; i < len(sig); i++ {
 		t, prev := sig[i], at(i-1)
 		switch {
-		case t.text == ";":
+		case t.Text == ";":
 			verb, stack, cur = "", nil, level{}
-		case t.text == "(":
+		case t.Text == "(":
 			stack, cur = append(stack, cur), level{}
-		case t.text == ")":
+		case t.Text == ")":
 			cur = level{}
 			if n := len(stack); n > 0 {
 				cur, stack = stack[n-1], stack[:n-1]
 			}
-		case t.text == ",":
+		case t.Text == ",":
 			if cur.list {
 				i = s.target(sig, i, true)
 			}
@@ -177,7 +182,7 @@ func summarize(all []lexeme) *summary {
 			takesParams = target&canParams != 0
 			cur.query = takesParams
 			if verb != "WITH" { // its queries are the operations
-				s.add(t.text)
+				s.add(t.Text)
 			}
 			if target&hasObject != 0 {
 				i = s.object(sig, i)
@@ -187,7 +192,7 @@ func summarize(all []lexeme) *summary {
 			}
 		case nested(verb, t, prev, at(i+1)):
 			cur.query = true
-			s.add(t.text)
+			s.add(t.Text)
 			if t.key == "UPDATE" {
 				i = s.target(sig, i, false)
 			}
@@ -221,7 +226,7 @@ func nested(verb string, t, prev, next lexeme) bool {
 	case "DELETE":
 		return next.key == "FROM"
 	case "UPDATE":
-		return prev.text == "(" || prev.text == ")" || prev.key == "AS" || prev.key == "EXPLAIN" || prev.key == "ANALYZE" || prev.key == "VERBOSE"
+		return prev.Text == "(" || prev.Text == ")" || prev.key == "AS" || prev.key == "EXPLAIN" || prev.key == "ANALYZE" || prev.key == "VERBOSE"
 	}
 	return false
 }
@@ -234,18 +239,18 @@ func (s *summary) target(sig []lexeme, i int, from bool) int {
 		j++
 	}
 	var name string
-	for ; j < len(sig) && (sig[j].kind == tokenQuoted || sig[j].kind == tokenWord); j += 2 {
+	for ; j < len(sig) && (sig[j].Kind == sqltext.Quoted || sig[j].Kind == sqltext.Word); j += 2 {
 		if name == "" && (commands[sig[j].key]&hasQuery != 0 || sig[j].key == "ON") {
 			return i // ANALYZE; SELECT …, CREATE INDEX ON …
 		}
-		name += sig[j].text
-		if j+1 == len(sig) || sig[j+1].text != "." {
+		name += sig[j].Text
+		if j+1 == len(sig) || sig[j+1].Text != "." {
 			j++
 			break
 		}
 		name += "."
 	}
-	if name == "" || from && j < len(sig) && sig[j].text == "(" {
+	if name == "" || from && j < len(sig) && sig[j].Text == "(" {
 		return i
 	}
 	s.add(name)
@@ -256,10 +261,10 @@ func (s *summary) target(sig []lexeme, i int, from bool) int {
 func (s *summary) object(sig []lexeme, i int) int {
 	for j := i + 1; j < len(sig) && j < i+6; j++ { // CREATE OR REPLACE TEMPORARY RECURSIVE VIEW
 		if objects[sig[j].key] {
-			s.add(sig[j].text)
+			s.add(sig[j].Text)
 			return s.target(sig, j, false)
 		}
-		if sig[j].kind != tokenWord {
+		if sig[j].Kind != sqltext.Word {
 			break
 		}
 	}

@@ -3,6 +3,8 @@ package baldurotel
 import (
 	"strings"
 	"testing"
+
+	"github.com/baldur-go/baldur/internal/sqltext"
 	"unicode/utf8"
 )
 
@@ -118,7 +120,7 @@ func FuzzDescribe(f *testing.F) {
 		if len(summary) > 3*maxName+3 || len(text) > 3*maxText+3 || !utf8.ValidString(summary) || !utf8.ValidString(text) {
 			t.Errorf("%q: %d, %d bytes", s, len(summary), len(text))
 		}
-		if l := (lexer{s}); quoteOpen(&l) {
+		if l := (sqltext.Lexer{Rest: s}); quoteOpen(&l) {
 			return
 		}
 		if strings.Contains(summary+text, "topsecret") {
@@ -129,12 +131,12 @@ func FuzzDescribe(f *testing.F) {
 
 // quoteOpen tells that a text ends within quotes or in doubt, so that a quote
 // after it would end a string and not begin one.
-func quoteOpen(l *lexer) bool {
+func quoteOpen(l *sqltext.Lexer) bool {
 	for {
-		switch l.next().kind {
-		case tokenEnd:
+		switch l.Next().Kind {
+		case sqltext.End:
 			return false
-		case tokenUnclear:
+		case sqltext.Unclear:
 			return true
 		}
 	}

@@ -1,63 +1,64 @@
-package baldurotel
+package sqltext
 
 import "strings"
 
-// maxScan is how much of a query's text is looked at, in bytes.
-const maxScan = 16 << 10
+// A Kind of token.
+type Kind byte
 
-type tokenKind byte
-
+// The kinds.
 const (
-	tokenEnd     tokenKind = iota
-	tokenSpace             // or a comment
-	tokenWord              // a keyword or a name
-	tokenQuoted            // a name in double quotes
-	tokenLiteral           // a string or a number
-	tokenParam             // $1
-	tokenOther             // one byte of anything else
-	tokenUnclear           // the rest of the text, which can be read in two ways or does not end
+	End     Kind = iota
+	Space        // or a comment
+	Word         // a keyword or a name
+	Quoted       // a name in double quotes
+	Literal      // a string or a number
+	Param        // $1
+	Other        // one byte of anything else
+	Unclear      // the rest of the text, which can be read in two ways or does not end
 )
 
-type token struct {
-	kind tokenKind
-	text string
+// A Token is a stretch of the text.
+type Token struct {
+	Kind Kind
+	Text string
 }
 
-// lexer cuts a text into PostgreSQL's tokens (section 4.1 of its manual).
-type lexer struct{ rest string }
+// A Lexer cuts a text into PostgreSQL's tokens (section 4.1 of its manual).
+type Lexer struct{ Rest string }
 
-func (l *lexer) take(kind tokenKind, n int) token {
-	if n < 0 || n > len(l.rest) {
-		kind, n = tokenUnclear, len(l.rest)
+func (l *Lexer) take(kind Kind, n int) Token {
+	if n < 0 || n > len(l.Rest) {
+		kind, n = Unclear, len(l.Rest)
 	}
-	t := token{kind, l.rest[:n]}
-	l.rest = l.rest[n:]
+	t := Token{kind, l.Rest[:n]}
+	l.Rest = l.Rest[n:]
 	return t
 }
 
-func (l *lexer) next() token {
-	s := l.rest
+// Next returns the next token.
+func (l *Lexer) Next() Token {
+	s := l.Rest
 	if s == "" {
-		return token{}
+		return Token{}
 	}
 	switch c := s[0]; {
-	case isSpace(c):
+	case IsSpace(c):
 		n := 1
-		for n < len(s) && isSpace(s[n]) {
+		for n < len(s) && IsSpace(s[n]) {
 			n++
 		}
-		return l.take(tokenSpace, n)
+		return l.take(Space, n)
 	case strings.HasPrefix(s, "--"):
 		if n := strings.IndexAny(s, "\r\n"); n >= 0 {
-			return l.take(tokenSpace, n)
+			return l.take(Space, n)
 		}
-		return l.take(tokenSpace, len(s))
+		return l.take(Space, len(s))
 	case strings.HasPrefix(s, "/*"):
-		return l.take(tokenSpace, commentEnd(s))
+		return l.take(Space, commentEnd(s))
 	case c == '\'':
-		return l.take(tokenLiteral, stringEnd(s, 0, false))
+		return l.take(Literal, stringEnd(s, 0, false))
 	case c == '"':
-		return l.take(tokenQuoted, quotedEnd(s))
+		return l.take(Quoted, quotedEnd(s))
 	case c == '$':
 		return l.dollar()
 	case isDigit(c) || c == '.' && len(s) > 1 && isDigit(s[1]):
@@ -65,45 +66,45 @@ func (l *lexer) next() token {
 		for n < len(s) && (isWord(s[n]) || s[n] == '.' || (s[n] == '+' || s[n] == '-') && (s[n-1] == 'e' || s[n-1] == 'E')) {
 			n++
 		}
-		return l.take(tokenLiteral, n)
+		return l.take(Literal, n)
 	case isWord(c):
 		n := 1
 		for n < len(s) && (isWord(s[n]) || s[n] == '$') {
 			n++
 		}
 		if n == 1 && len(s) > 1 && s[1] == '\'' && strings.IndexByte("eEbBxXnN", c) >= 0 {
-			return l.take(tokenLiteral, stringEnd(s, 1, c == 'e' || c == 'E'))
+			return l.take(Literal, stringEnd(s, 1, c == 'e' || c == 'E'))
 		}
 		if n == 1 && (c == 'u' || c == 'U') && strings.HasPrefix(s[1:], "&'") {
-			return l.take(tokenLiteral, stringEnd(s, 2, false))
+			return l.take(Literal, stringEnd(s, 2, false))
 		}
-		return l.take(tokenWord, n)
+		return l.take(Word, n)
 	}
-	return l.take(tokenOther, 1)
+	return l.take(Other, 1)
 }
 
 // dollar is a parameter, a string in dollar quotes, or the sign.
-func (l *lexer) dollar() token {
-	s := l.rest
+func (l *Lexer) dollar() Token {
+	s := l.Rest
 	n := 1
 	if n < len(s) && isDigit(s[n]) {
 		for n < len(s) && isDigit(s[n]) {
 			n++
 		}
-		return l.take(tokenParam, n)
+		return l.take(Param, n)
 	}
 	for n < len(s) && isWord(s[n]) {
 		n++
 	}
 	if n == len(s) || s[n] != '$' {
-		return l.take(tokenOther, 1)
+		return l.take(Other, 1)
 	}
 	tag := s[:n+1]
 	end := strings.Index(s[len(tag):], tag)
 	if end < 0 {
-		return l.take(tokenUnclear, len(s))
+		return l.take(Unclear, len(s))
 	}
-	return l.take(tokenLiteral, len(tag)+end+len(tag))
+	return l.take(Literal, len(tag)+end+len(tag))
 }
 
 // stringEnd is the end of a string whose quote is at s[at], −1 if there is none.
@@ -162,7 +163,8 @@ func commentEnd(s string) int {
 	return -1
 }
 
-func isSpace(c byte) bool { return c == ' ' || c >= '\t' && c <= '\r' }
+// IsSpace tells whether a byte is white space.
+func IsSpace(c byte) bool { return c == ' ' || c >= '\t' && c <= '\r' }
 func isDigit(c byte) bool { return c >= '0' && c <= '9' }
 func isWord(c byte) bool {
 	return c == '_' || isDigit(c) || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= 0x80
