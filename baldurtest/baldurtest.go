@@ -6,10 +6,11 @@
 //		…
 //	}
 //
-// looks at the end of the test, and fails it if a connection is still out of
-// the pool: with the line that took it, and what it was doing. It looks at one
-// pool, so tests that have a pool of their own may run in parallel. For all the
-// tests of a package at once there is [VerifyTestMain].
+// looks at the end of the test, and fails it if a connection that was taken since
+// is still out of the pool: with the line that took it, what it was doing, what is
+// likely missing, and the stack. It looks at one pool, so tests that have a pool of
+// their own may run in parallel. For all the tests of a package at once there is
+// [VerifyTestMain].
 //
 // A leak on t.Context() is not found: that ctx ends before clean-ups run.
 package baldurtest
@@ -19,10 +20,13 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"regexp"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/baldur-go/baldur"
+	"github.com/baldur-go/baldur/internal/text"
 )
 
 // TestingT is what VerifyNone needs of a *testing.T.
@@ -38,7 +42,8 @@ type TestingT interface {
 const grace = 2 * time.Second
 
 // VerifyNone makes the test fail if it ends with a connection of db out of the
-// pool. Call it at the start, before anything that is to be cleaned up is made:
+// pool that was not out at the call, so that a leak fails one test and not all
+// that come after it. Call it at the start, before anything that is to be cleaned up is made:
 // it looks in a Cleanup, and these run last in, first out.
 //
 // A connection that is out is given 2 s to come back; nothing is waited for
@@ -50,9 +55,10 @@ func VerifyNone(t TestingT, db *sql.DB) {
 		t.Errorf("baldurtest: this *sql.DB is not tracked: open it with sql.Open(%q, …) or baldur.OpenDB", baldur.DriverName)
 		return
 	}
+	before := look(tr)
 	t.Cleanup(func() {
 		t.Helper()
-		if found := find(tr, time.Now().Add(grace)); found != "" {
+		if found := find(tr, before, time.Now().Add(grace)); found != "" {
 			t.Errorf("%s", found)
 		}
 	})
@@ -71,7 +77,7 @@ func verify(m interface{ Run() int }, stderr io.Writer) int {
 	status := m.Run()
 	end := time.Now().Add(grace)
 	for _, tr := range baldur.Trackers() {
-		if found := find(tr, end); found != "" {
+		if found := find(tr, state{}, end); found != "" {
 			fmt.Fprintln(stderr, found)
 			status = max(status, 1)
 		}
@@ -79,31 +85,70 @@ func verify(m interface{ Run() int }, stderr io.Writer) int {
 	return status
 }
 
-// find waits until end for the connections to come back and lists those that
-// do not; "" if all have.
-func find(tr *baldur.Tracker, end time.Time) string {
+// state is who has a pool's connections.
+type state struct {
+	holders      []baldur.ConnectionInfo
+	unattributed int
+}
+
+func look(tr *baldur.Tracker) state {
+	return state{tr.Holders(), max(0, tr.Report().Unattributed)}
+}
+
+// since is what is in s and was not in before.
+func (s state) since(before state) state {
+	holders := slices.DeleteFunc(s.holders, func(h baldur.ConnectionInfo) bool {
+		return slices.ContainsFunc(before.holders, func(b baldur.ConnectionInfo) bool {
+			return b.ConnectionID == h.ConnectionID && b.AcquiredAt.Equal(h.AcquiredAt)
+		})
+	})
+	return state{holders, max(0, s.unattributed-before.unattributed)}
+}
+
+// find waits until end for the connections to come back that were not out before,
+// and lists those that do not; "" if all have.
+func find(tr *baldur.Tracker, before state, end time.Time) string {
 	for wait := time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
-		holders, unattributed := tr.Holders(), tr.Report().Unattributed
-		if len(holders) == 0 && unattributed <= 0 {
+		now := look(tr).since(before)
+		if len(now.holders) == 0 && now.unattributed == 0 {
 			return ""
 		}
 		if left := time.Until(end); left > 0 {
 			time.Sleep(min(wait, left))
 			continue
 		}
-		return describe(tr.PoolName(), holders, unattributed)
+		return describe(tr.PoolName(), now.holders, now.unattributed)
 	}
+}
+
+// numbered is what tells pools of one name apart: in a run of tests, how many there
+// were before.
+var numbered = regexp.MustCompile(`#[0-9]+$`)
+
+// nameOf is a pool's name as a test knows it.
+func nameOf(pool string) string {
+	pool = numbered.ReplaceAllString(pool, "")
+	if pool == "pool" { // has no name
+		return "the pool"
+	}
+	return "pool " + pool
 }
 
 func describe(pool string, holders []baldur.ConnectionInfo, unattributed int) string {
 	var b strings.Builder
-	n := len(holders) + max(0, unattributed)
-	fmt.Fprintf(&b, "baldurtest: connections left out of pool %s: %d", pool, n)
+	n := len(holders) + unattributed
+	fmt.Fprintf(&b, "baldurtest: connections left out of %s: %d", nameOf(pool), n)
 	for _, h := range holders {
 		site := h.CallSite()
 		fmt.Fprintf(&b, "\n  %s:%d: %s: %s, held for %s, %s", site.File, site.Line, site.Function, h.Kind, h.Held.Round(time.Millisecond), h.Doing())
+		if m := h.LikelyMissing(); m != "" {
+			fmt.Fprintf(&b, "\n      likely missing: %s", m)
+		}
 		if h.QueryInfo != "" {
-			fmt.Fprintf(&b, "\n      %.200s", h.QueryInfo)
+			fmt.Fprintf(&b, "\n      last: %s", text.OneLine(h.QueryInfo, 200))
+		}
+		for _, f := range h.StackTrace {
+			fmt.Fprintf(&b, "\n      %s\n          %s:%d", text.Clean(f.Function), text.Clean(f.File), f.Line)
 		}
 	}
 	if unattributed > 0 {

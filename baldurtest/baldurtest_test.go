@@ -71,8 +71,31 @@ func TestVerifyNone(t *testing.T) {
 			if want := fmt.Sprintf("baldurtest_test.go:%d: ", line); !strings.Contains(got, want) || !strings.Contains(got, "idle in transaction") {
 				t.Errorf("got %q, want %q", got, want)
 			}
+			for _, want := range []string{"out of the pool: 1\n", "likely missing: Tx.Commit or Tx.Rollback", "baldurtest.TestVerifyNone.func"} {
+				if !strings.Contains(got, want) {
+					t.Errorf("got %s, want %s", got, want)
+				}
+			}
 			if waited := time.Since(start); waited != grace {
 				t.Errorf("accused after %v", waited)
+			}
+		})
+	})
+	t.Run("leaked before", func(t *testing.T) {
+		t.Parallel()
+		synctest.Test(t, func(t *testing.T) {
+			db := mock(t)
+			defer db.Close()
+			tx, err := db.Begin()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer tx.Rollback()
+			r := new(recorder)
+			VerifyNone(r, db)
+			start := time.Now()
+			if got := r.end(); got != "" || time.Since(start) != 0 {
+				t.Errorf("another test's leak, after %v: %s", time.Since(start), got)
 			}
 		})
 	})
