@@ -211,3 +211,32 @@ func TestOpenStatements(t *testing.T) {
 		}
 	})
 }
+
+// TestHintOfWaiter: who waits for a second connection has a Rollback deferred, and
+// is not told that one is missing without that being said.
+func TestHintOfWaiter(t *testing.T) {
+	bubble(t, &fakeDB{}, func(t *testing.T, db *sql.DB, tr *baldur.Tracker) {
+		db.SetMaxOpenConns(1)
+		ctx, cancel := context.WithCancel(ctx)
+		done := make(chan bool)
+		go func() {
+			defer close(done)
+			tx := must(db.Begin())
+			defer tx.Rollback()
+			_ = db.PingContext(ctx) // waits for the transaction's connection
+		}()
+		time.Sleep(20 * time.Second)
+		r := tr.Report()
+		if r.LeakCount() != 1 || !strings.Contains(r.String(), "Tx.Rollback; or it waits for a second connection itself") {
+			t.Errorf("%s", r)
+		}
+		cancel()
+		<-done
+		tx := must(db.Begin())
+		defer tx.Rollback()
+		time.Sleep(20 * time.Second)
+		if r := tr.Report(); r.LeakCount() != 1 || strings.Contains(r.String(), "second connection") {
+			t.Errorf("nobody waits: %s", r)
+		}
+	})
+}

@@ -145,7 +145,8 @@ type ConnectionInfo struct {
 	BackendPID      int         // of the server; 0: unknown. Behind PgBouncer it is not the server's.
 	Span            SpanContext // of the taking, with WithSpanContext
 
-	site int // the call site's index in StackTrace
+	site    int  // the call site's index in StackTrace
+	mayWait bool // requests wait for a connection of the pool, and the holder may be one of them
 }
 
 // CallSite is the line of the application that took the connection. Its

@@ -132,7 +132,19 @@ func (r LeakReport) Figures() string {
 
 // LikelyMissing names the call that the holder has probably left out, if it is
 // a leak: "Rows.Close, or Row.Scan"; "" if nothing tells.
+//
+// Where requests wait for a connection of the pool, a holder whose goroutine is
+// alive may be one of them: a query beside an open transaction, or in a loop over
+// rows. Then nothing need be missing, and the hint says so.
 func (c ConnectionInfo) LikelyMissing() string {
+	missing := c.missing()
+	if missing != "" && c.mayWait {
+		missing += "; or it waits for a second connection itself"
+	}
+	return missing
+}
+
+func (c ConnectionInfo) missing() string {
 	switch {
 	case c.InTransaction:
 		return "Tx.Commit or Tx.Rollback"

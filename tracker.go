@@ -335,6 +335,7 @@ func (t *Tracker) report() (LeakReport, []*leak) {
 			report.LongHeld = append(report.LongHeld, info)
 			continue
 		}
+		info.mayWait = stats.WaitingRequests > 0 && info.Goroutine == GoroutineAlive && info.LastGoroutineID == info.GoroutineID
 		fresh := &leak{info: info, rec: s.rec, seq: s.seq, start: s.start}
 		if l, ok := s.rec.mark(s, fresh); ok { // else it has just come back
 			if l == fresh {
