@@ -188,7 +188,7 @@ func (q *PGQuorum) isClosed() error {
 	select {
 	case <-q.closed:
 		return ErrQuorumClosed
-	case <-q.t.closing():
+	case <-q.t.whenClosed():
 		return fmt.Errorf("%w: its pool is", ErrQuorumClosed)
 	default:
 		return nil

@@ -118,7 +118,7 @@ func (q *PGQuorum) awaitPrimary(ctx context.Context) (context.Context, *tenure, 
 		case <-begun:
 		case <-ctx.Done():
 		case <-q.closed:
-		case <-q.t.closing():
+		case <-q.t.whenClosed():
 		}
 	}
 }

@@ -150,8 +150,8 @@ func (t *Tracker) unregister() {
 	}
 }
 
-// closing returns what is closed when the pool is.
-func (t *Tracker) closing() <-chan struct{} {
+// whenClosed returns what is closed when the pool is.
+func (t *Tracker) whenClosed() <-chan struct{} {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.closed
