@@ -37,12 +37,13 @@ func tracked(t *testing.T, db *sql.DB) *sql.DB {
 
 // eachPQ runs a test on lib/pq bare and wrapped.
 func eachPQ(t *testing.T, f func(t *testing.T, db *sql.DB)) {
+	bare, wrapped := pgtest.DSN(t), pgtest.DSN(t) // here, since f's results are compared: without a PostgreSQL there are none
 	t.Run("bare", func(t *testing.T) {
-		db := must(sql.Open("postgres", pgtest.DSN(t)))
+		db := must(sql.Open("postgres", bare))
 		defer db.Close()
 		f(t, db)
 	})
-	t.Run("wrapped", func(t *testing.T) { f(t, tracked(t, must(sql.Open("baldur-pq", pgtest.DSN(t))))) })
+	t.Run("wrapped", func(t *testing.T) { f(t, tracked(t, must(sql.Open("baldur-pq", wrapped)))) })
 }
 
 func TestPQSlices(t *testing.T) {

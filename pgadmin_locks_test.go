@@ -185,18 +185,18 @@ func refusesSessions(t *testing.T, admin *baldur.PGAdmin, mode baldur.PoolerMode
 func TestPoolerMode(t *testing.T) {
 	for _, c := range []struct {
 		name string
-		dsn  func() string
+		dsn  func(testing.TB) string
 		size int
 		want baldur.PoolerMode
 	}{
-		{"none", func() string { return pgtest.DSN(t) }, 1, baldur.PoolerNone},
-		{"session", func() string { return pgtest.Bouncer(t, "session") }, 1, baldur.PoolerSession},
-		{"session, full", func() string { return pgtest.Bouncer(t, "session", "default_pool_size=1") }, 1, baldur.PoolerUnknown},
-		{"transaction", func() string { return pgtest.Bouncer(t, "transaction") }, 1, baldur.PoolerTransaction},
-		{"statement", func() string { return pgtest.Bouncer(t, "statement") }, 1, baldur.PoolerStatement},
+		{"none", pgtest.DSN, 1, baldur.PoolerNone},
+		{"session", func(t testing.TB) string { return pgtest.Bouncer(t, "session") }, 1, baldur.PoolerSession},
+		{"session, full", func(t testing.TB) string { return pgtest.Bouncer(t, "session", "default_pool_size=1") }, 1, baldur.PoolerUnknown},
+		{"transaction", func(t testing.TB) string { return pgtest.Bouncer(t, "transaction") }, 1, baldur.PoolerTransaction},
+		{"statement", func(t testing.TB) string { return pgtest.Bouncer(t, "statement") }, 1, baldur.PoolerStatement},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			db, admin := adminOn(t, c.dsn(), c.size)
+			db, admin := adminOn(t, c.dsn(t), c.size)
 			if got, err := admin.PoolerMode(ctx); got != c.want || err != nil {
 				t.Errorf("%s, %v, want %s", got, err, c.want)
 			}

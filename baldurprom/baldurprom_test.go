@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -18,6 +17,7 @@ import (
 
 	"github.com/baldur-go/baldur"
 	"github.com/baldur-go/baldur/baldurprom"
+	"github.com/baldur-go/baldur/internal/lack"
 )
 
 // TestScrape: a pool that is empty, as Prometheus sees it over HTTP.
@@ -280,10 +280,7 @@ func promtool(t *testing.T) string {
 	t.Helper()
 	path, err := exec.LookPath("promtool")
 	if err != nil {
-		if os.Getenv("CI") == "" {
-			t.Skipf("promtool (Debian's package prometheus): %v", err)
-		}
-		t.Fatal(err)
+		lack.Of(t, "promtool", "Debian: apt-get install prometheus")
 	}
 	return path
 }

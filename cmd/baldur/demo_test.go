@@ -27,6 +27,7 @@ import (
 
 	_ "github.com/lib/pq"
 
+	"github.com/baldur-go/baldur/internal/lack"
 	"github.com/baldur-go/baldur/internal/pgserver"
 )
 
@@ -175,10 +176,7 @@ func (p *program) skipWithoutPostgres() {
 	if !strings.Contains(p.errors(), pgserver.ErrNoPostgres.Error()) {
 		return
 	}
-	if os.Getenv("CI") != "" {
-		p.t.Fatal(p.errors())
-	}
-	p.t.Skip(p.errors())
+	lack.Of(p.t, "PostgreSQL", p.errors())
 }
 
 // leavesNothing checks that no process and no directory is left of a program.
@@ -379,8 +377,8 @@ func TestNobodyReads(t *testing.T) {
 func role(t *testing.T) (server *pgserver.Server, dsn string, admin *sql.DB) {
 	t.Helper()
 	server, err := pgserver.Start(context.Background(), pgserver.Config{})
-	if errors.Is(err, pgserver.ErrNoPostgres) && os.Getenv("CI") == "" {
-		t.Skip(err)
+	if errors.Is(err, pgserver.ErrNoPostgres) {
+		lack.Of(t, "PostgreSQL", err.Error())
 	}
 	if err != nil {
 		t.Fatal(err)

@@ -17,23 +17,30 @@ func TestDoctor(t *testing.T) {
 	server := pgtest.Server(t)
 	t.Setenv(pgtest.EnvDSN, server.SocketDSN("postgres"))
 	mended := pgtest.Server(t, "idle_in_transaction_session_timeout=60000")
+	is := func(dsn string) func(testing.TB) string { return func(testing.TB) string { return dsn } }
+	bouncer := func(mode string) func(testing.TB) string {
+		return func(t testing.TB) string { return pgtest.Bouncer(t, mode) }
+	}
 	for _, test := range []struct {
-		name, dsn, poolSize string
-		status              int
-		want                []string
+		name     string
+		dsn      func(testing.TB) string
+		poolSize string
+		status   int
+		want     []string
 	}{
-		{"plain", server.DSN("postgres"), "0", 1, []string{
+		{"plain", is(server.DSN("postgres")), "0", 1, []string{
 			"ok    server version: PostgreSQL " + server.Version(), "ok    connection pooler: none seen", "MEND  connections: max_connections 100", "the pool is unlimited",
 			"MEND  idle_in_transaction_session_timeout: 0 (off)", "ok    TLS: off, within this machine", `ok    rights: role "postgres" sees all`}},
-		{"mended", mended.SocketDSN("postgres"), "20", 0, []string{
+		{"mended", is(mended.SocketDSN("postgres")), "20", 0, []string{
 			"ok    connections", "the pool takes up to 20", "ok    idle_in_transaction_session_timeout: 1min", "off, over a Unix socket"}},
-		{"pool too large", mended.SocketDSN("postgres"), "98", 1, []string{"MEND  connections", "More than the 97 that max_connections leaves"}},
-		{"session", pgtest.Bouncer(t, "session"), "20", 1, []string{"ok    connection pooler: PgBouncer or the like, in session mode"}},
-		{"transaction", pgtest.Bouncer(t, "transaction"), "20", 1, []string{"MEND  connection pooler: PgBouncer or the like, in transaction mode", "WithTxAdvisoryLock"}},
-		{"statement", pgtest.Bouncer(t, "statement"), "20", 1, []string{"MEND  connection pooler: PgBouncer or the like, in statement mode"}},
+		{"pool too large", is(mended.SocketDSN("postgres")), "98", 1, []string{"MEND  connections", "More than the 97 that max_connections leaves"}},
+		{"session", bouncer("session"), "20", 1, []string{"ok    connection pooler: PgBouncer or the like, in session mode"}},
+		{"transaction", bouncer("transaction"), "20", 1, []string{"MEND  connection pooler: PgBouncer or the like, in transaction mode", "WithTxAdvisoryLock"}},
+		{"statement", bouncer("statement"), "20", 1, []string{"MEND  connection pooler: PgBouncer or the like, in statement mode"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			p := start(t, nil, "doctor", "--pool-size", test.poolSize, test.dsn)
+			dsn := test.dsn(t)
+			p := start(t, nil, "doctor", "--pool-size", test.poolSize, dsn)
 			text := p.ends(test.status)
 			for _, want := range test.want {
 				if !strings.Contains(text, want) {
@@ -47,13 +54,13 @@ func TestDoctor(t *testing.T) {
 			if said != "" {
 				t.Errorf("and on stderr: %s", said)
 			}
-			p = start(t, []string{envDSN + "=" + test.dsn}, "doctor", "--json", "--pool-size="+test.poolSize)
+			p = start(t, []string{envDSN + "=" + dsn}, "doctor", "--json", "--pool-size="+test.poolSize)
 			var d diagnosis
 			output := p.ends(test.status)
 			if err := json.Unmarshal([]byte(output), &d); err != nil || d.OK != (test.status == 0) || len(d.Checks) != 6 {
 				t.Errorf("JSON: %v, %+v", err, d)
 			}
-			_, secret, _ := strings.Cut(test.dsn, "://postgres:")
+			_, secret, _ := strings.Cut(dsn, "://postgres:")
 			if secret, _, ok := strings.Cut(secret, "@"); ok && strings.Contains(text+output, secret) {
 				t.Error("the password is printed")
 			}

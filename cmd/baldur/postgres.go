@@ -41,7 +41,8 @@ func enterPlayground(ctx context.Context, tell func(string)) (*playground, error
 	tell("looking for PostgreSQL")
 	server, err := pgserver.Start(ctx, pgserver.Config{Progress: tell})
 	if errors.Is(err, pgserver.ErrNoPostgres) {
-		return nil, fmt.Errorf("%w; or set %s to the DSN of a running one", err, envDSN)
+		oneLine := strings.Join(strings.Fields(err.Error()), " ") // whatever the download's error is
+		return nil, fmt.Errorf("%s; or set %s to the DSN of a running one", oneLine, envDSN)
 	}
 	if err != nil {
 		return nil, err

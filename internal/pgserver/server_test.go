@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"github.com/lib/pq"
+
+	"github.com/baldur-go/baldur/internal/lack"
 )
 
 // deadline is how long a test waits for what must happen, on a busy machine.
@@ -43,8 +45,8 @@ func scratch(t testing.TB) string {
 func start(t testing.TB, cfg Config) *Server {
 	t.Helper()
 	s, err := Start(context.Background(), cfg)
-	if errors.Is(err, ErrNoPostgres) && os.Getenv("CI") == "" {
-		t.Skip(err)
+	if errors.Is(err, ErrNoPostgres) {
+		lack.Of(t, "PostgreSQL", err.Error())
 	}
 	if err != nil {
 		t.Fatal(err)

@@ -33,6 +33,7 @@ import (
 	"github.com/lib/pq"
 
 	"github.com/baldur-go/baldur/internal/faultproxy"
+	"github.com/baldur-go/baldur/internal/lack"
 	"github.com/baldur-go/baldur/internal/pgserver"
 )
 
@@ -137,8 +138,8 @@ func Proxy(t testing.TB) (dsn string, proxy *faultproxy.Proxy) {
 // unavailable ends the test. Only the lack of a PostgreSQL is forgiven.
 func unavailable(t testing.TB, err error) {
 	t.Helper()
-	if errors.Is(err, pgserver.ErrNoPostgres) && os.Getenv("CI") == "" {
-		t.Skip(err)
+	if errors.Is(err, pgserver.ErrNoPostgres) {
+		lack.Of(t, "PostgreSQL", err.Error())
 	}
 	t.Fatal(err)
 }
