@@ -60,7 +60,8 @@ func TestBlockingTree(t *testing.T) {
 		})
 	}
 	_, admin := adminOn(t, pgtest.SocketDSN(t), 1)
-	for _, pid := range []int{0, -1, 1 << 31} {
+	large := int64(1 << 31) // on 32 bits it wraps around, to a negative one
+	for _, pid := range []int{0, -1, int(large)} {
 		_, err := admin.Terminate(ctx, pid)
 		wantError(t, err, "is not that of a backend")
 		_, err = admin.Cancel(ctx, pid)

@@ -18,6 +18,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/baldur-go/baldur"
+	"github.com/baldur-go/baldur/internal/stack"
 )
 
 // recorder is a handler that keeps the records.
@@ -100,7 +101,7 @@ func TestLog(t *testing.T) {
 		}
 		for key, want := range map[string]any{
 			"pool": "shop", "kind": "query", "state": "rows_open", "query": "SELECT 'x'", "likely_missing": "Rows.Close, or Row.Scan",
-			"trace_id": "00000000000000000000000000000001", "span_id": "0000000000000002", "goroutine_state": "alive",
+			"trace_id": "00000000000000000000000000000001", "span_id": "0000000000000002", "goroutine_state": string(map[bool]baldur.Liveness{true: baldur.GoroutineAlive, false: baldur.GoroutineUnknown}[stack.Self().Liveness]),
 		} {
 			if a[key] != want {
 				t.Errorf("%s is %v, want %v", key, a[key], want)

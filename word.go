@@ -1,4 +1,4 @@
-//go:build !race
+//go:build !race && (amd64 || arm64 || loong64 || mips64 || mips64le || ppc64 || ppc64le || riscv64 || s390x)
 
 package baldur
 
@@ -13,8 +13,10 @@ import "sync/atomic"
 // two plain stores are within 2 ns of none (BenchmarkRows). It is sound by the Go
 // memory model (go.dev/ref/mem, "Implementation Restrictions for Programs
 // Containing Data Races"): a read of a word observes a value that was written,
-// never a mixture. No ordering with other fields is needed or assumed. Builds
-// with -race use an atomic store, so that the detector sees no race of ours.
+// never a mixture. No ordering with other fields is needed or assumed. That is so
+// for a machine word: on 32 bits a plain store tears, and an atomic access needs
+// an alignment that only atomic.Uint64 sees to. Builds for those, and with -race,
+// so that the detector sees no race of ours, are in word_race.go.
 type word struct{ v uint64 }
 
 func (w *word) set(v uint64) { w.v = v }

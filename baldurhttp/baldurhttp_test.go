@@ -15,10 +15,14 @@ import (
 	"time"
 
 	"github.com/baldur-go/baldur"
+	"github.com/baldur-go/baldur/internal/stack"
 )
 
 // TestPage: what a person sees of a program that leaks, when its pool is empty.
 func TestPage(t *testing.T) {
+	if !stack.Self().Liveness {
+		t.Skip("no liveness in this build: ", stack.Self().Reason)
+	}
 	db := leakingPool(t)
 	ctx, cancel := context.WithCancel(ctx)
 	waited := make(chan error)
