@@ -89,6 +89,24 @@ func (p *Proxy) Delay(d Direction, by time.Duration) {
 	}
 }
 
+// Drip makes everything sent in a direction arrive byte by byte, each later than
+// the one before by the duration; 0 ends that.
+func (p *Proxy) Drip(d Direction, by time.Duration) {
+	for _, f := range p.flows(d) {
+		f.drip.Store(int64(by))
+	}
+}
+
+// HalfClose ends the stream in a direction on the connections that are open: the
+// receiver reads an end, and what it sends still arrives. New ones are not affected.
+func (p *Proxy) HalfClose(d Direction) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for l := range p.links {
+		l.halfClose(d)
+	}
+}
+
 // OnData has f called with each piece of data before it is forwarded. It may
 // Freeze or Cut, which then applies to that very piece. It must not keep the slice.
 func (p *Proxy) OnData(f func(d Direction, data []byte)) {
@@ -244,6 +262,20 @@ func (l *link) cut() {
 	}
 }
 
+func (l *link) halfClose(d Direction) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.isCut {
+		return
+	}
+	if d&ToClient != 0 {
+		l.client.CloseWrite()
+	}
+	if d&ToServer != 0 && l.server != nil {
+		l.server.CloseWrite()
+	}
+}
+
 // reset closes a connection so that the peer sees an error rather than an end.
 func reset(c *net.TCPConn) {
 	c.SetLinger(0)
@@ -254,6 +286,7 @@ func reset(c *net.TCPConn) {
 type flow struct {
 	bytes  atomic.Int64
 	delay  atomic.Int64 // a time.Duration
+	drip   atomic.Int64 // a time.Duration; 0: off
 	onData atomic.Pointer[func(Direction, []byte)]
 
 	mu     sync.Mutex    // guards frozen
@@ -312,12 +345,22 @@ func (f *flow) pump(d Direction, l *link, to, from *net.TCPConn) {
 		if !f.pass(l) {
 			return
 		}
-		if n > 0 {
-			written, err := to.Write(buffer[:n])
+		for rest := buffer[:n]; len(rest) > 0; {
+			piece := rest
+			if by := time.Duration(f.drip.Load()); by > 0 {
+				piece = rest[:1]
+				select {
+				case <-time.After(by):
+				case <-l.gone:
+					return
+				}
+			}
+			written, err := to.Write(piece)
 			f.bytes.Add(int64(written))
 			if err != nil {
 				return // the other pump reads from that side and sees why
 			}
+			rest = rest[len(piece):]
 		}
 		switch err {
 		case nil:
