@@ -158,7 +158,8 @@ func (a *accounting) op() {
 		if keep {
 			raw := func() (fake *fakeConn) {
 				_ = c.Raw(func(dc any) error {
-					fake, _ = baldur.Unwrap(dc.(driver.Conn)).(*fakeConn)
+					_, inner := baldur.RecordOf(dc) // Unwrap would be a use
+					fake, _ = inner.(*fakeConn)
 					return nil
 				})
 				return fake

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql/driver"
 	"errors"
+	"reflect"
 	"runtime"
 	"time"
 )
@@ -33,8 +34,9 @@ var (
 )
 
 type conn struct {
-	rec   *record
-	inner driver.Conn
+	rec     *record
+	inner   driver.Conn
+	wrapped bool // inner is a wrapper itself
 
 	// What inner can do, asserted once; nil where it cannot.
 	execCtx   driver.ExecerContext
@@ -51,6 +53,8 @@ type conn struct {
 	poisoned func(error) bool // see pq.go; may be nil
 	bad      bool             // not to go back into the pool
 
+	unclosed []driver.Stmt // closed by the program while the connection was not out; see stmt.Close
+
 	free, used *rows // closed Rows: at hand, and of this checkout (see rows.go)
 	tx         tx    // the first transaction of a checkout needs no allocation
 	txUsed     bool
@@ -64,16 +68,19 @@ type (
 
 func newConn(rec *record, inner driver.Conn, poisoned func(error) bool) driver.Conn {
 	c := &conn{rec: rec, inner: inner, poisoned: poisoned}
-	c.execCtx, _ = inner.(driver.ExecerContext)
-	c.execer, _ = inner.(driver.Execer)
-	c.queryCtx, _ = inner.(driver.QueryerContext)
-	c.queryer, _ = inner.(driver.Queryer)
-	c.preparer, _ = inner.(driver.ConnPrepareContext)
-	c.beginner, _ = inner.(driver.ConnBeginTx)
-	c.pinger, _ = inner.(driver.Pinger)
-	c.resetter, _ = inner.(driver.SessionResetter)
-	c.validator, _ = inner.(driver.Validator)
-	c.checker, _ = inner.(driver.NamedValueChecker)
+	_, c.wrapped = inner.(interface{ Raw() driver.Conn })
+	// A wrapper in between, as otelsql's, has every interface. So the driver
+	// itself is asked what it can do, and the wrapper does it.
+	c.execCtx = both[driver.ExecerContext](inner, rec.inner)
+	c.execer = both[driver.Execer](inner, rec.inner)
+	c.queryCtx = both[driver.QueryerContext](inner, rec.inner)
+	c.queryer = both[driver.Queryer](inner, rec.inner)
+	c.preparer = both[driver.ConnPrepareContext](inner, rec.inner)
+	c.beginner = both[driver.ConnBeginTx](inner, rec.inner)
+	c.pinger = both[driver.Pinger](inner, rec.inner)
+	c.resetter = both[driver.SessionResetter](inner, rec.inner)
+	c.validator = both[driver.Validator](inner, rec.inner)
+	c.checker = both[driver.NamedValueChecker](inner, rec.inner)
 	hasExec, hasQuery := c.execCtx != nil || c.execer != nil, c.queryCtx != nil || c.queryer != nil
 	switch {
 	case hasExec && hasQuery:
@@ -86,8 +93,40 @@ func newConn(rec *record, inner driver.Conn, poisoned func(error) bool) driver.C
 	return c
 }
 
+// both returns wrapper as a T, or T's zero value if it or the driver's own
+// connection is none.
+func both[T any](wrapper, innermost driver.Conn) T {
+	if _, ok := innermost.(T); !ok {
+		var none T
+		return none
+	}
+	t, _ := wrapper.(T)
+	return t
+}
+
+// embedded returns the T at the bottom of a wrapper's, which embeds it, for what
+// the wrapper hides: otelsql's rows have no ColumnTypeScanType, and its statements
+// no ColumnConverter. Without a wrapper between it returns v.
+func embedded[T any](c *conn, v T, name string) T {
+	for c.wrapped {
+		e := reflect.Indirect(reflect.ValueOf(v))
+		if e.Kind() != reflect.Struct {
+			break
+		}
+		f := e.FieldByName(name)
+		if !f.IsValid() || f.Type() != reflect.TypeFor[T]() || !f.CanInterface() || f.IsNil() {
+			break
+		}
+		v = f.Interface().(T)
+	}
+	return v
+}
+
 // Raw returns the connection that is wrapped. See [Unwrap].
-func (c *conn) Raw() driver.Conn { return c.inner }
+func (c *conn) Raw() driver.Conn {
+	c.rec.unwrapped()
+	return c.inner
+}
 
 func (c *conn) record() *record { return c.rec }
 
@@ -115,10 +154,26 @@ func (c *conn) fail(ctx context.Context, first bool, err error) error {
 // database/sql closes the connection at once; other errors it ignores.
 func (c *conn) ResetSession(ctx context.Context) error {
 	c.rec.take(ctx)
+	if c.unclosed != nil && !c.closeStatements(ctx) {
+		return driver.ErrBadConn
+	}
 	if c.resetter == nil {
 		return nil
 	}
 	return c.resetter.ResetSession(ctx)
+}
+
+// closeStatements closes the statements that were closed while the connection
+// was not out, and tells whether it has survived that.
+func (c *conn) closeStatements(ctx context.Context) bool {
+	c.rec.watch(ctx)
+	c.rec.beginClose(flagClosing)
+	defer c.rec.endClose()
+	for _, st := range c.unclosed {
+		_ = st.Close() // an error that matters is the connection's
+	}
+	c.unclosed = nil
+	return c.valid()
 }
 
 // IsValid is where a connection is seen to come back. database/sql may call it
@@ -130,6 +185,9 @@ func (c *conn) IsValid() bool {
 		valid = c.valid()
 	}
 	c.rec.give() // not before: it stays out for ever if the driver's panics
+	if !valid {
+		c.rec.closing() // which database/sql does next
+	}
 	c.recycleRows()
 	if c.txUsed {
 		c.txUsed, c.tx.ctx = false, context.Background() // an idle connection keeps no ctx alive
@@ -145,9 +203,9 @@ func (c *conn) valid() bool {
 // as database/sql does after ErrBadConn.
 func (c *conn) Close() error {
 	c.rec.give()
-	c.rec.t.closing.Add(1)
-	defer c.rec.t.closing.Add(-1)
-	c.rec.t.remove(c.rec)
+	defer c.rec.t.remove(c.rec) // not before: until then database/sql counts it as in use
+	c.rec.closing()
+	c.unclosed = nil // the server forgets them with the connection
 	if s := c.rec.sock; s != nil {
 		// pq writes a Terminate message, which must not wait for ever on a
 		// peer that has stopped reading.
@@ -220,7 +278,7 @@ func (c *conn) queryContext(ctx context.Context, query string, args []driver.Nam
 	if err != nil {
 		return rs, c.fail(ctx, first, err)
 	}
-	return c.wrapRows(ctx, rs), nil
+	return c.wrapRows(ctx, rs, false), nil
 }
 
 // Prepare is driver.Conn's; database/sql calls PrepareContext.
@@ -304,7 +362,7 @@ type tx struct {
 	c      *conn
 	inner  driver.Tx
 	ctx    context.Context // of BeginTx
-	onConn bool            // begun on a sql.Conn; noted only where it matters, for which see Rollback
+	onConn bool            // begun on a sql.Conn; noted only where it matters: see Rollback
 }
 
 func (t *tx) Commit() error {
@@ -324,6 +382,7 @@ func (t *tx) Commit() error {
 // connection is.
 func (t *tx) Rollback() error {
 	t.c.rec.begin(t.ctx, kindTx, "ROLLBACK")
+	t.c.rec.beginClose(flagRollback)
 	defer t.ended()
 	discard := !t.c.keepOnRollback() && t.ctx.Err() != nil && !calledBy("database/sql.(*Tx).Rollback")
 	if discard {

@@ -41,15 +41,22 @@ func openConnector(dsn string, opts []Option) (*connector, error) {
 	if err != nil {
 		return nil, err
 	}
+	var target Target
+	if pqNameable(dsn, pqcfg) {
+		target = pqTarget(pqcfg)
+		if cfg.poolName == "" {
+			cfg.poolName = pqPoolName(pqcfg)
+		}
+	}
 	if cfg.poolName == "" {
-		cfg.poolName = pqPoolName(pqcfg)
+		cfg.poolName = "pool"
 	}
-	inner, err := newPQConnector(pqcfg, cfg.cancelGrace)
+	inner, err := newPQConnector(pqcfg, cfg.cancelTimeout)
 	if err != nil {
-		return nil, fmt.Errorf("baldur: DSN: %s", pqDSNError(err))
+		return nil, fmt.Errorf("baldur: DSN: %s", pqDSNError(dsn, err))
 	}
-	hooked := socketConnector{cfg.hook(inner.Connector, pqTarget(pqcfg))}
-	return &connector{inner: inner, connect: hooked.connect, driver: pqDriver{}, t: newTracker(cfg)}, nil
+	hooked := socketConnector{cfg.hook(inner, target)}
+	return &connector{inner: hide(inner), connect: hooked.connect, driver: pqDriver{}, t: newTracker(cfg)}, nil
 }
 
 // Open opens a tracked pool on lib/pq, as sql.Open("baldur-pq", dsn) does, with
@@ -57,8 +64,8 @@ func openConnector(dsn string, opts []Option) (*connector, error) {
 // parameters are baldur's (each option's comment names its own) and do not
 // reach the server. Like sql.Open it makes no connection.
 //
-// An error names what is wrong, and quotes nothing of a DSN that does not parse:
-// any part of it may be the password.
+// An error names what is wrong, and quotes no value of the DSN: any may be the
+// password, or a part of it.
 func Open(dsn string, opts ...Option) (*sql.DB, error) {
 	c, err := openConnector(dsn, opts)
 	if err != nil {
@@ -102,7 +109,7 @@ func wrap(inner driver.Connector, opts []Option) driver.Connector {
 	}
 	hooked := cfg.hook(inner, Target{})
 	return &connector{
-		inner: inner,
+		inner: hide(inner),
 		connect: func(ctx context.Context) (driver.Conn, *socket, error) {
 			ci, err := hooked.Connect(ctx)
 			return ci, nil, err
@@ -128,13 +135,17 @@ func TrackerOf(db *sql.DB) *Tracker {
 }
 
 // Unwrap returns the driver's own connection below any wrappers, which it goes
-// through by their Raw methods. Use it in sql.Conn.Raw where a connection of a
-// concrete type is needed:
+// through by their Raw methods. Use it inside of sql.Conn.Raw where a connection
+// of a concrete type is needed:
 //
 //	conn.Raw(func(dc any) error {
 //		pq.SetNoticeHandler(baldur.Unwrap(dc.(driver.Conn)), handler)
 //		return nil
 //	})
+//
+// What is done with it is not seen. So until the next call on the connection the
+// holder counts as busy, and a report says "unwrapped since 2s: use not seen".
+// [Raw] is seen.
 func Unwrap(c driver.Conn) driver.Conn {
 	for {
 		w, ok := c.(interface{ Raw() driver.Conn })
@@ -149,9 +160,32 @@ func Unwrap(c driver.Conn) driver.Conn {
 	}
 }
 
+// Raw is conn.Raw with the driver's own connection, seen as a call for as long as
+// f runs: for what goes round database/sql, as pgx's CopyFrom, SendBatch and
+// WaitForNotification.
+//
+//	baldur.Raw(conn, func(c driver.Conn) error {
+//		_, err := c.(*stdlib.Conn).Conn().CopyFrom(ctx, table, columns, rows)
+//		return err
+//	})
+//
+// It bounds nothing: f has its own ctx. It returns f's error, or that of conn.Raw;
+// if conn is not baldur's it still calls f.
+func Raw(conn *sql.Conn, f func(driver.Conn) error) error {
+	return conn.Raw(func(dc any) error {
+		r := recordOf(dc.(driver.Conn))
+		if r == nil {
+			return f(Unwrap(dc.(driver.Conn)))
+		}
+		r.begin(context.Background(), kindConn, "")
+		defer r.end()
+		return f(r.inner)
+	})
+}
+
 // connector makes tracked connections.
 type connector struct {
-	inner   driver.Connector
+	inner   func() driver.Connector                             // a func, as fmt does not look into one: not all verbs come to Format when it prints a *sql.DB
 	connect func(context.Context) (driver.Conn, *socket, error) // the socket only where it is ours
 	driver  driver.Driver                                       // nil: inner's
 	t       *Tracker
@@ -167,7 +201,10 @@ func (c *connector) Connect(ctx context.Context) (driver.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := c.t.add(pqPID(Unwrap(ci)), sock, closed)
+	if ci == nil {
+		return nil, errors.New("baldur: the connector returned neither a connection nor an error")
+	}
+	r := c.t.add(Unwrap(ci), sock, closed)
 	c.t.connected(ctx, c.t.clk.now()-began)
 	if calledByPool() {
 		r.take(ctx)
@@ -182,12 +219,22 @@ func calledByPool() bool {
 	return calledBy("database/sql.(*DB).conn")
 }
 
+func hide(c driver.Connector) func() driver.Connector {
+	return func() driver.Connector { return c }
+}
+
+// Format keeps what the driver's connector holds, its password included, out of
+// what fmt prints.
+func (c *connector) Format(f fmt.State, _ rune) {
+	_, _ = fmt.Fprintf(f, "baldur: pool %s", c.t.PoolName())
+}
+
 // Driver returns a value of this connector's own, by which TrackerOf finds the
 // tracker of any pool.
 func (c *connector) Driver() driver.Driver {
 	drv := c.driver
 	if drv == nil {
-		drv = c.inner.Driver()
+		drv = c.inner().Driver()
 	}
 	d := poolDriver{drv, c.t, c}
 	if dc, ok := drv.(driver.DriverContext); ok {
@@ -199,7 +246,7 @@ func (c *connector) Driver() driver.Driver {
 // Close is called by sql.DB.Close.
 func (c *connector) Close() error {
 	c.t.close()
-	if cl, ok := c.inner.(io.Closer); ok {
+	if cl, ok := c.inner().(io.Closer); ok {
 		return cl.Close()
 	}
 	return nil
@@ -214,6 +261,9 @@ type poolDriver struct {
 }
 
 func (d poolDriver) tracker() *Tracker { return d.t }
+
+// Format: see connector.
+func (d poolDriver) Format(f fmt.State, verb rune) { d.c.Format(f, verb) }
 
 // dial connects as the pool does, beside it: see link.
 func (d poolDriver) dial(ctx context.Context) (driver.Conn, *socket, error) { return d.c.connect(ctx) }
@@ -231,7 +281,9 @@ func (u untracked) Connect(ctx context.Context) (driver.Conn, error) {
 	return ci, err
 }
 
-func (u untracked) Driver() driver.Driver { return u.c.inner.Driver() }
+func (u untracked) Format(f fmt.State, verb rune) { u.c.Format(f, verb) }
+
+func (u untracked) Driver() driver.Driver { return u.c.inner().Driver() }
 
 // poolDriverContext is a poolDriver whose driver has a DriverContext.
 type poolDriverContext struct {

@@ -81,7 +81,7 @@ func DriversOwn(x any) any {
 	case *tx:
 		return x.inner
 	case *connector:
-		return x.inner
+		return x.inner()
 	case poolDriver:
 		return x.Driver
 	}

@@ -18,7 +18,7 @@ import (
 // dropped, since database/sql would lose the connection by it.
 type Hooks struct {
 	// Connector is called once, when the pool is made, and returns what is to
-	// connect in place of inner. A connection of it must have inner's reachable
+	// connect in place of inner, or nil for inner itself. A connection of it must have inner's reachable
 	// by Raw methods: see [Unwrap]. A connector that returns other connections
 	// than inner's is what [Wrap] is for.
 	Connector func(inner driver.Connector) driver.Connector
@@ -111,7 +111,11 @@ func (c *config) hook(inner driver.Connector, target Target) driver.Connector {
 			c.spanContext = h.SpanContext
 		}
 		if h.Connector != nil {
-			inner = h.Connector(inner)
+			guarded(func() {
+				if hooked := h.Connector(inner); hooked != nil {
+					inner = hooked
+				}
+			})
 		}
 	}
 	return inner
@@ -172,6 +176,11 @@ func guarded(f func()) {
 	f()
 }
 
+func guardedSpan(f func(context.Context) SpanContext, ctx context.Context) (span SpanContext) {
+	defer func() { _ = recover() }()
+	return f(ctx)
+}
+
 // Connections returns how many connections lie idle in the pool and how many are
 // out of it, without those that are being dialled. Unlike [Tracker.Stats] it
 // knows this also of a pool that was opened by plain sql.Open and has not been
@@ -190,9 +199,11 @@ func (t *Tracker) Connections() (idle, used int, ok bool) {
 	}
 	for _, r := range t.list() {
 		r.mu.Lock()
-		taken, out := r.seq > 0, r.act.get()&flagOut != 0
+		taken, act := r.seq > 0, r.act.get()
 		r.mu.Unlock()
+		out := act&flagOut != 0
 		switch {
+		case !out && act&flagClosing != 0: // on its way out of the pool
 		case !taken:
 			return 0, 0, false
 		case out:

@@ -15,6 +15,7 @@ import (
 	"github.com/lib/pq"
 
 	"github.com/baldur-go/baldur"
+	"github.com/baldur-go/baldur/internal/hook"
 	"github.com/baldur-go/baldur/internal/pgtest"
 )
 
@@ -236,6 +237,8 @@ func TestHooksConnector(t *testing.T) {
 }
 
 func TestOTelNeedsImport(t *testing.T) {
+	defer func(f any) { hook.OTel = f }(hook.OTel) // another test has imported it
+	hook.OTel = nil
 	_, err := sql.Open(baldur.DriverName, "host=a user=u baldur_otel=on")
 	const want = `baldur: DSN: parameter baldur_otel: it needs import _ "github.com/baldur-go/baldur/baldurotel" in the program`
 	if err == nil || err.Error() != want {
@@ -302,6 +305,7 @@ func TestConnections(t *testing.T) {
 
 // TestHooksOff: hooks that are not there cost no allocation.
 func TestHooksOff(t *testing.T) {
+	needLiveness(t) // else it costs more to tell goroutines apart
 	raw, off := sql.OpenDB(nullDB{}), baldur.OpenDB(nullDB{})
 	defer raw.Close()
 	defer off.Close()

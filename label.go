@@ -2,7 +2,10 @@ package baldur
 
 import (
 	"database/sql"
+	"database/sql/driver"
 	"errors"
+	"reflect"
+	"time"
 )
 
 var errNotTracked = errors.New("baldur: Label: the connection is not tracked")
@@ -13,13 +16,70 @@ var errNotTracked = errors.New("baldur: Label: the connection is not tracked")
 // takes it back.
 //
 // It returns an error if conn is not baldur's, or is closed (sql.ErrConnDone).
+// While a call is in flight on conn it does not wait for it: it returns nil, and
+// the name counts when the call has ended. Inside of conn.Raw use [LabelConn].
 func Label(conn *sql.Conn, name string) error {
-	return conn.Raw(func(dc any) error {
-		c, ok := dc.(interface{ record() *record })
-		if !ok {
-			return errNotTracked
-		}
-		c.record().setLabel(name)
+	done := make(chan error, 1)
+	go func() {
+		done <- conn.Raw(func(dc any) error {
+			c, ok := dc.(driver.Conn)
+			if !ok {
+				return errNotTracked
+			}
+			return LabelConn(c, name)
+		})
+	}()
+	timer := time.NewTimer(labelPatience)
+	defer timer.Stop()
+	select {
+	case err := <-done:
+		return err
+	case <-timer.C:
 		return nil
-	})
+	}
+}
+
+// labelPatience is after which Label takes it that a call is in flight.
+const labelPatience = 10 * time.Millisecond
+
+// LabelConn is [Label] for use inside of [sql.Conn.Raw] and [Raw]: c is what
+// their functions are given, or the driver's own connection below it.
+//
+//	conn.Raw(func(dc any) error {
+//		return baldur.LabelConn(dc.(driver.Conn), "listener")
+//	})
+func LabelConn(c driver.Conn, name string) error {
+	r := recordOf(c)
+	if r == nil {
+		return errNotTracked
+	}
+	r.setLabel(name)
+	return nil
+}
+
+// recordOf finds the record of a connection, which is ours, one around ours or
+// the driver's own; nil if there is none.
+func recordOf(c driver.Conn) *record {
+	innermost := c
+	for innermost != nil {
+		if own, ok := innermost.(interface{ record() *record }); ok {
+			return own.record()
+		}
+		w, ok := innermost.(interface{ Raw() driver.Conn })
+		if !ok {
+			break
+		}
+		innermost = w.Raw()
+	}
+	if innermost == nil || !reflect.TypeOf(innermost).Comparable() {
+		return nil
+	}
+	for _, t := range Trackers() {
+		for _, r := range t.list() {
+			if reflect.TypeOf(r.inner) == reflect.TypeOf(innermost) && r.inner == innermost {
+				return r
+			}
+		}
+	}
+	return nil
 }

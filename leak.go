@@ -33,6 +33,8 @@ type State string
 // The states of a holder; the first that holds is given.
 const (
 	StateInCall   State = "in_call"             // inside a call of the driver
+	StateClosing  State = "closing_statement"   // inside a call of the driver that closes a prepared statement
+	StateUnseen   State = "unwrapped"           // the driver's own connection was handed out, by Unwrap, since the last call: use of it is not seen
 	StateIdleInTx State = "idle_in_transaction" // between Begin and Commit or Rollback, no call in flight
 	StateRowsOpen State = "rows_open"           // a Rows is open, and is not being read
 	StateIdle     State = "idle"                // calls have been made, none is in flight
@@ -177,6 +179,10 @@ func (c ConnectionInfo) Doing() string {
 	switch c.State {
 	case StateInCall:
 		return "in a call for " + short(c.InCall)
+	case StateClosing:
+		return "closing a statement for " + short(c.InCall)
+	case StateUnseen:
+		return "unwrapped since " + short(c.Idle) + ": use not seen"
 	case StateIdleInTx:
 		return "idle in transaction for " + short(c.Idle) + rows
 	case StateNoCall:
@@ -311,6 +317,11 @@ func (t *Tracker) info(s snapshot, now time.Duration) ConnectionInfo {
 	switch {
 	case s.flags&flagInCall != 0:
 		c.State, c.InCall = StateInCall, since
+		if s.flags&flagRollback == flagClosing {
+			c.State = StateClosing
+		}
+	case s.flags&flagUnwrapped != 0:
+		c.State, c.Idle = StateUnseen, since
 	case c.InTransaction:
 		c.State, c.Idle = StateIdleInTx, since
 	case c.RowsOpen:

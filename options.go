@@ -18,6 +18,7 @@ const (
 	DefaultWarningThreshold  = 70.0 // percent
 	DefaultCriticalThreshold = 90.0 // percent
 	DefaultCancelGrace       = time.Second
+	DefaultCancelTimeout     = 10 * time.Second
 )
 
 // config is what the options, the DSN and the environment come to.
@@ -27,6 +28,7 @@ type config struct {
 	warning       float64
 	critical      float64
 	cancelGrace   time.Duration
+	cancelTimeout time.Duration
 	queryText     bool
 	capture       Capture
 	returnAudit   int
@@ -78,9 +80,30 @@ func WithCriticalThreshold(percent float64) Option {
 // the ctx's error and the connection is discarded. The cut comes at the first
 // tick after the grace, at most 100 ms later. Default 1 s; above zero. It holds
 // for connections that baldur dials (by sql.Open and Open, not by Wrap).
+//
+// What closes something ends in that time also without a ctx: Stmt.Close,
+// Rows.Close, Tx.Rollback, Conn.Close and DB.Close return within the grace and
+// 100 ms on a silent network. Rows.Close reads what is left of the result and may
+// take longer as long as there comes something. A statement that is closed while
+// its connection is idle is closed on the server when the connection is next
+// taken.
+//
+// A call that the program makes without a ctx is not bounded, but for these; it
+// shows in reports. Drivers given to Wrap and OpenDB have their own bounds: pgx
+// ends Stmt.Close, and a connection's Close, after 5 s, and honours a ctx in
+// everything else; its Rows.Close and Rollback without one are not bounded.
 // DSN: baldur_cancel_grace.
 func WithCancelGrace(d time.Duration) Option {
 	return func(c *config) { c.cancelGrace = d }
+}
+
+// WithCancelTimeout sets how long a cancel request may take, from dialling on.
+// It lives on when the call that it is to cancel has returned, so that the query
+// ends on the server too. Default 10 s, which is also the most that lib/pq gives
+// the dialling; above zero. It holds for the connections that the grace holds for.
+// DSN: baldur_cancel_timeout.
+func WithCancelTimeout(d time.Duration) Option {
+	return func(c *config) { c.cancelTimeout = d }
 }
 
 // WithQueryText(false) keeps the text of queries out of everything that baldur
@@ -166,6 +189,7 @@ var settings = []setting{
 	{"baldur_warning_threshold", "BALDUR_POOL_MONITOR_WARNING_THRESHOLD", func(c *config, v string) error { return setPercent(&c.warning, v) }},
 	{"baldur_critical_threshold", "BALDUR_POOL_MONITOR_CRITICAL_THRESHOLD", func(c *config, v string) error { return setPercent(&c.critical, v) }},
 	{"baldur_cancel_grace", "", func(c *config, v string) error { return setDuration(&c.cancelGrace, v) }},
+	{"baldur_cancel_timeout", "", func(c *config, v string) error { return setDuration(&c.cancelTimeout, v) }},
 	{"baldur_skip_packages", "BALDUR_SKIP_PACKAGES", func(c *config, v string) error { return addNames(&c.skipPackages, v) }},
 	{"baldur_skip_functions", "BALDUR_SKIP_FUNCTIONS", func(c *config, v string) error { return addNames(&c.skipFunctions, v) }},
 	{"baldur_capture", "", func(c *config, v string) error { return setCapture(&c.capture, v) }},
@@ -244,6 +268,7 @@ func newConfig(params map[string]string, opts []Option) (*config, error) {
 		warning:       DefaultWarningThreshold,
 		critical:      DefaultCriticalThreshold,
 		cancelGrace:   DefaultCancelGrace,
+		cancelTimeout: DefaultCancelTimeout,
 		queryText:     true,
 	}
 	for _, s := range settings {
@@ -252,7 +277,7 @@ func newConfig(params map[string]string, opts []Option) (*config, error) {
 		}
 		if v := os.Getenv(s.env); v != "" {
 			if err := s.set(c, v); err != nil {
-				return nil, fmt.Errorf("baldur: environment variable %s=%q: %w", s.env, v, err)
+				return nil, fmt.Errorf("baldur: environment variable %s: %w", s.env, err)
 			}
 		}
 	}
@@ -291,6 +316,8 @@ func (c *config) check() error {
 		return fmt.Errorf("baldur: capture (WithCapture) is %d; it must be CaptureFull, CaptureSites or CaptureOff", c.capture)
 	case c.returnAudit < 0:
 		return fmt.Errorf("baldur: return audit (WithReturnAudit, baldur_return_audit) is %d; it must be 0 (off) or above", c.returnAudit)
+	case c.cancelTimeout <= 0:
+		return fmt.Errorf("baldur: cancel timeout (WithCancelTimeout, baldur_cancel_timeout) is %v; it must be above 0", c.cancelTimeout)
 	case c.cancelGrace <= 0:
 		return fmt.Errorf("baldur: cancel grace (WithCancelGrace, baldur_cancel_grace) is %v; it must be above 0", c.cancelGrace)
 	}

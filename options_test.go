@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"database/sql/driver"
+	"fmt"
 	"net/url"
 	"strings"
 	"testing"
@@ -42,6 +43,14 @@ func TestBadDSN(t *testing.T) {
 		{"host=h port=" + secret + " password=" + secret, "wrong value for port"},
 		{"host=h password=" + secret + " sslmode=" + secret, "wrong value for sslmode"},
 		{"host=h password=" + secret + " baldur_pool=x", `unknown parameter "baldur_pool"`},
+		{"service=" + secret, "service"},
+		{good + "&client_encoding=LATIN1", `unsupported client_encoding "…": must be absent or "UTF8"`},
+		{good + "&client_encoding=" + secret, `unsupported client_encoding`},
+		{"sslrootcert=system sslmode=require password=" + secret, `weak sslmode "require" may not be used with sslrootcert=system (use "verify-full")`},
+		{"sslnegotiation=direct sslmode=prefer password=" + secret, `weak sslmode "prefer" may not be used with sslnegotiation=direct`},
+		{"datestyle=German password=" + secret, `unsupported datestyle "…": must be absent or "ISO, MDY"`},
+		{"min_protocol_version=3.2 password=" + secret, `min_protocol_version "3.2" cannot be greater than max_protocol_version "3.0"`},
+		{"sslmode=on password=" + secret, "wrong value for sslmode; supported values are"},
 		{"postgres://u?baldur_:" + secret + "=0", `unknown parameter "baldur_…"`},
 	}
 	for _, c := range cases {
@@ -123,7 +132,7 @@ func TestNearestSettingWins(t *testing.T) {
 		t.Errorf("option: %v", got)
 	}
 	t.Setenv("BALDUR_POOL_MONITOR_WARNING_THRESHOLD", "lots")
-	if _, err := baldur.Open(dsn); err == nil || !strings.Contains(err.Error(), `BALDUR_POOL_MONITOR_WARNING_THRESHOLD="lots"`) {
+	if _, err := baldur.Open(dsn); err == nil || !strings.Contains(err.Error(), "BALDUR_POOL_MONITOR_WARNING_THRESHOLD: want") {
 		t.Errorf("bad environment: %v", err)
 	}
 }
@@ -216,4 +225,91 @@ func FuzzDSN(f *testing.F) {
 func parsedPassword(dsn string) (string, error) {
 	cfg, err := pq.NewConfig(dsn)
 	return cfg.Password, err
+}
+
+// TestNamesKeepPasswords: no part of a pool's name, or of what hooks are told of
+// the server, comes from what may be a password that was not escaped.
+func TestNamesKeepPasswords(t *testing.T) {
+	const secret = "hunter2"
+	for _, dsn := range []string{
+		"postgres://u:12345/hunter2@127.0.0.1:6499/db",
+		"postgres://u:12345?hunter2@127.0.0.1:6499/db",
+		"postgres://u:12345?x=hunter2@127.0.0.1:6499/db",
+		"postgres://u:12345#hunter2@127.0.0.1:6499/db",
+		"postgres://u:12345#@127.0.0.1:6499/hunter2",
+		"postgresql://12345/hunter2@h",
+		"dbname=postgres://u:hunter2@h:12345/d",
+		"host=postgres://u:hunter2@h port=12345",
+		"host=u:hunter2@h port=12345",
+		"host=h port=12345 user=u:hunter2@h",
+		"host=h port=12345 user=u 'hunter2=x",
+	} {
+		db, err := baldur.Open(dsn, baldur.WithHooks("test", func(target baldur.Target) baldur.Hooks {
+			if target.Address+target.Database+target.Schema != "" || target.Port != 0 {
+				t.Errorf("%s: hooks are told %+v", dsn, target)
+			}
+			return baldur.Hooks{}
+		}))
+		if err != nil {
+			if strings.Contains(err.Error(), secret) || strings.Contains(err.Error(), "12345") {
+				t.Errorf("%s: %v", dsn, err)
+			}
+			continue
+		}
+		defer db.Close()
+		if name := baldur.TrackerOf(db).PoolName(); !strings.HasPrefix(name, "pool") {
+			t.Errorf("%s: named %q", dsn, name)
+		}
+	}
+	for dsn, want := range map[string]string{
+		"postgres://u:12345%2Fhunter2@db.example:6499/db?application_name=a":  "db.example:6499/db",
+		"host=db.example port=6499 dbname=db user=u@azure password='a@b c/d'": "db.example:6499/db",
+		"host=/run/pg dbname=db password=a":                                   "/run/pg",
+	} {
+		db := must(baldur.Open(dsn))
+		defer db.Close()
+		if name := baldur.TrackerOf(db).PoolName(); !strings.Contains(name, want) {
+			t.Errorf("%s: named %q", dsn, name)
+		}
+	}
+}
+
+// secretConnector has its password in a field, as pgx's connector has.
+type secretConnector struct {
+	driver.Connector
+	Password string
+}
+
+// TestPrintingKeepsPasswords: whatever verb fmt prints ours with.
+func TestPrintingKeepsPasswords(t *testing.T) {
+	const secret = "hunter2"
+	inner := secretConnector{&fakeDB{}, secret}
+	open, own := baldur.OpenDB(inner), must(baldur.Open("postgres://u:"+secret+"@h/d"))
+	defer open.Close()
+	defer own.Close()
+	values := map[string]any{
+		"Wrap":      baldur.Wrap(inner),
+		"Open":      own.Driver(),
+		"Driver":    baldur.Wrap(inner).Driver(),
+		"TrackerOf": baldur.TrackerOf(open),
+		"DB":        open,
+		"broken":    baldur.Wrap(inner, nil),
+	}
+	for name, v := range values {
+		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%d", "%x"} {
+			text := fmt.Sprintf(verb, v)
+			if strings.Contains(text, secret) || strings.Contains(text, fmt.Sprintf("%x", secret)) {
+				t.Errorf("%s by %s: %s", name, verb, text)
+			}
+		}
+	}
+}
+
+// TestBadEnvironment: the value may be a secret that was put into the wrong variable.
+func TestBadEnvironment(t *testing.T) {
+	t.Setenv("BALDUR_POOL_MONITOR_WARNING_THRESHOLD", "hunter2")
+	_, err := baldur.Open("postgres://u@h/d")
+	if err == nil || strings.Contains(err.Error(), "hunter2") || !strings.Contains(err.Error(), "BALDUR_POOL_MONITOR_WARNING_THRESHOLD: want a percentage") {
+		t.Errorf("got %v", err)
+	}
 }

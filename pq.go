@@ -2,6 +2,7 @@ package baldur
 
 import (
 	"bufio"
+	"context"
 	"database/sql/driver"
 	"fmt"
 	"net"
@@ -17,14 +18,41 @@ import (
 // All that is particular to lib/pq: its DSN, its errors.
 
 // newPQConnector returns lib/pq's connector on sockets of ours.
-func newPQConnector(cfg pq.Config, grace time.Duration) (socketConnector, error) {
-	c, err := pq.NewConnectorConfig(cfg)
-	if err != nil {
-		return socketConnector{}, err
+func newPQConnector(cfg pq.Config, cancelTimeout time.Duration) (driver.Connector, error) {
+	connector := func(cfg pq.Config) (*pq.Connector, error) {
+		c, err := pq.NewConnectorConfig(cfg)
+		if err == nil {
+			c.Dialer(&dialer{cancelTimeout: cancelTimeout})
+		}
+		return c, err
 	}
-	c.Dialer(&dialer{grace: grace})
-	return socketConnector{c}, nil
+	if cfg.TargetSessionAttrs != pq.TargetSessionAttrsPreferStandby {
+		return connector(cfg)
+	}
+	standby, any := cfg.Clone(), cfg.Clone()
+	standby.TargetSessionAttrs, any.TargetSessionAttrs = pq.TargetSessionAttrsStandby, pq.TargetSessionAttrsAny
+	first, err := connector(standby)
+	if err != nil {
+		return nil, err
+	}
+	second, err := connector(any)
+	return preferStandby{first, second}, err
 }
+
+// preferStandby connects to a standby, or else to any server: one pass over the
+// hosts each. lib/pq does the same with target_session_attrs=prefer-standby, but
+// makes the second pass again and again while no host answers, ctx or not.
+type preferStandby struct{ standby, any *pq.Connector }
+
+func (c preferStandby) Connect(ctx context.Context) (driver.Conn, error) {
+	ci, err := c.standby.Connect(ctx)
+	if err != nil && ctx.Err() == nil {
+		ci, err = c.any.Connect(ctx)
+	}
+	return ci, err
+}
+
+func (c preferStandby) Driver() driver.Driver { return c.any.Driver() }
 
 // pqPoisoned tells the error by which a pq connection that lib/pq 1.12.0 to
 // 1.12.3 has left in a wrong state answers every query, while it claims to be
@@ -82,7 +110,7 @@ func pqField(ci driver.Conn, name string) reflect.Value {
 func parseDSN(dsn string) (pq.Config, map[string]string, error) {
 	cfg, err := pq.NewConfig(dsn)
 	if err != nil {
-		return pq.Config{}, nil, fmt.Errorf("baldur: DSN: %s", pqDSNError(err))
+		return pq.Config{}, nil, fmt.Errorf("baldur: DSN: %s", pqDSNError(dsn, err))
 	}
 	own := map[string]string{}
 	for k, v := range cfg.Runtime {
@@ -95,29 +123,70 @@ func parseDSN(dsn string) (pq.Config, map[string]string, error) {
 }
 
 var (
-	pqWrongValue = regexp.MustCompile(`^pq: wrong value for "?(\$?[A-Za-z_]+)"?:`)
-	pqPlain      = regexp.MustCompile(`^(unterminated quoted string literal in connection string|missing character after backslash` +
-		`|pq: could not match \d+ (host names|port numbers) to \d+ (hostaddr values|hosts))$`)
+	pqWrongValue = regexp.MustCompile(`^pq: wrong value for "?(\$?[A-Za-z_]+)"?:( .* is not supported; supported values are .*)?`)
+	pqQuoted     = regexp.MustCompile(`"(?:[^"\\]|\\.)*"`)
+	pqToken      = regexp.MustCompile(`[^\s=:/?#&@%',"]{3,}`)
+	// What lib/pq's messages quote of its own, and the settings' names and values
+	// that are words of its language.
+	pqWords = regexp.MustCompile(`(?i)^"?(UTF8|ISO, MDY|require|verify-ca|verify-full|disable|allow|prefer|direct|system|latest|\d\.\d|` +
+		`sslmode|sslnegotiation|sslrootcert|service|client_encoding|datestyle|(min|max)_protocol_version|pqgo-|postgres|postgresql)"?$`)
 )
 
-// pqDSNError says what is wrong with a DSN without quoting from it: where a DSN
-// does not parse, any part of it may be the password.
-func pqDSNError(err error) string {
+// pqDSNError says what is wrong with a DSN. What lib/pq quotes is left out, but
+// for words of its own: any value may be the password, or a part of it where the
+// DSN was not escaped. A message that repeats a part of the DSN outside of quotes
+// is withheld.
+func pqDSNError(dsn string, err error) string {
 	text := err.Error()
 	if m := pqWrongValue.FindStringSubmatch(text); m != nil {
-		return "wrong value for " + strings.ToLower(strings.TrimPrefix(m[1], "$"))
-	}
-	if m := pqPlain.FindString(text); m != "" {
-		return strings.TrimPrefix(m, "pq: ")
+		said := "wrong value for " + strings.ToLower(strings.TrimPrefix(m[1], "$"))
+		if i := strings.LastIndex(m[2], "; supported values are "); i >= 0 {
+			said += m[2][i:]
+		}
+		return said
 	}
 	switch {
 	case strings.Contains(text, `missing "=" after `):
 		return `missing "=" after a key (a value with spaces needs quotes: key='a b')`
-	case strings.HasPrefix(text, "parse "), strings.Contains(text, "url"):
+	case strings.HasPrefix(text, "parse "), strings.Contains(text, "url"), strings.HasPrefix(text, "invalid connection protocol"):
 		return "not a valid URL (in user and password, percent-encode : / ? # [ ] @ and %)"
 	}
-	return "it does not parse; lib/pq's message is withheld since it may quote the password"
+	said := pqQuoted.ReplaceAllStringFunc(text, func(q string) string {
+		if pqWords.MatchString(q) {
+			return q
+		}
+		return `"…"`
+	})
+	for _, token := range pqToken.FindAllString(dsn, -1) {
+		if !pqWords.MatchString(token) && strings.Contains(said, token) {
+			return "it is not valid; lib/pq's message is withheld since it may quote the password"
+		}
+	}
+	return strings.TrimPrefix(said, "pq: ")
 }
+
+// pqNameable tells whether parts of a DSN may be told as what they were parsed
+// for. They may not where one looks like a part of a password that was not
+// escaped: "postgres://user:12345/secret@host/db" has the host user, the port
+// 12345 and the database secret@host/db.
+func pqNameable(dsn string, cfg pq.Config) bool {
+	if strings.HasPrefix(dsn, "postgres://") || strings.HasPrefix(dsn, "postgresql://") {
+		_, rest, _ := strings.Cut(dsn, "://")
+		if i := strings.IndexAny(rest, "/?#"); i >= 0 && (strings.Contains(rest[i:], "@") || strings.Contains(rest[i:], "#")) {
+			return false
+		}
+	}
+	for key := range cfg.Runtime {
+		if !pqKey.MatchString(key) {
+			return false
+		}
+	}
+	host := pqHost(cfg)
+	socket := strings.HasPrefix(host, "/") || strings.HasPrefix(host, "@") // or an abstract one
+	return !strings.ContainsAny(pqDatabase(cfg), "@:/ ") && (socket || !strings.ContainsAny(host, "@/ "))
+}
+
+var pqKey = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.]*$`)
 
 // pqTarget is what a DSN tells of the server and the database.
 func pqTarget(cfg pq.Config) Target {

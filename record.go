@@ -2,6 +2,7 @@ package baldur
 
 import (
 	"context"
+	"database/sql/driver"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -13,12 +14,19 @@ import (
 
 // The flags of a record's activity word, below the coarse time in ms.
 const (
-	flagOut    = 1 << iota // checked out
-	flagInCall             // inside a call of the driver
-	flagCalled             // a call has ended since the checkout
-	flagInTx               // between BeginTx and Commit or Rollback
-	flagRows               // a Rows is open
-	flagBits   = 8
+	flagOut       = 1 << iota // checked out
+	flagInCall                // inside a call of the driver
+	flagCalled                // a call has ended since the checkout
+	flagInTx                  // between BeginTx and Commit or Rollback
+	flagRows                  // a Rows is open
+	flagClosing               // the call closes something; also of a connection that is not checked out
+	flagDraining              // the call reads what is left of a Rows
+	flagUnwrapped             // the driver's connection was handed out since the last call
+	flagBits      = 8
+
+	flagRollback = flagClosing | flagDraining // of a rollback: as long as a closing, and no closing of a statement
+
+	flagsOfCall = flagInCall | flagClosing | flagDraining | flagUnwrapped
 )
 
 // kind is a Kind in a byte: it is compared at each call.
@@ -30,10 +38,11 @@ const (
 	kindTx
 	kindStmt
 	kindPing
+	kindConn
 )
 
 func (k kind) public() Kind {
-	return [...]Kind{KindUnknown, KindQuery, KindExec, KindTx, KindStmt, KindPing}[k]
+	return [...]Kind{KindUnknown, KindQuery, KindExec, KindTx, KindStmt, KindPing, KindConn}[k]
 }
 
 // A record is what the tracker knows of one physical connection. It has one
@@ -48,9 +57,10 @@ type record struct {
 
 	t       *Tracker
 	id      int64
-	index   int     // in t.records, under its lock; -1: removed
-	pid     int     // the server's backend, 0: unknown
-	sock    *socket // the connection's socket where we dialled it, else nil
+	index   int         // in t.records, under its lock; -1: removed
+	pid     int         // the server's backend, 0: unknown
+	sock    *socket     // the connection's socket where we dialled it, else nil
+	inner   driver.Conn // the driver's own, below all wrappers
 	cut     atomic.Bool
 	rowsNow int // open Rows; of the writer
 
@@ -63,6 +73,8 @@ type record struct {
 	leak  *leak           // the checkout was reported as suspected
 	done  <-chan struct{} // of the ctx of the call in flight, if sock is set
 	seen  time.Duration   // when the sweep first saw done closed during that call
+	reads uint32          // of sock, when the sweep last saw a Rows being drained
+	heard time.Duration   // when the sweep first saw that number
 }
 
 // checkout is what is known of one stay outside the pool.
@@ -87,7 +99,7 @@ func (r *record) take(ctx context.Context) {
 	}
 	var span SpanContext
 	if hook := r.t.cfg.spanContext; hook != nil {
-		span = hook(ctx)
+		span = guardedSpan(hook, ctx)
 	}
 	ms, g, now := r.clk.coarse(), stack.CurrentG(), r.clk.now()
 	r.mu.Lock()
@@ -186,6 +198,16 @@ func (r *record) enter(ctx context.Context) {
 	r.touch()
 }
 
+// watch notes until when the closings that follow may take, beside the grace.
+func (r *record) watch(ctx context.Context) {
+	if r.sock == nil {
+		return
+	}
+	r.mu.Lock()
+	r.done, r.seen = ctx.Done(), 0
+	r.mu.Unlock()
+}
+
 // sameString tells whether two strings are one, for a fraction of the time that
 // it takes to compare them. A program's queries are mostly constants.
 func sameString(a, b string) bool {
@@ -194,7 +216,43 @@ func sameString(a, b string) bool {
 
 // end notes that the call in flight has ended.
 func (r *record) end() {
-	r.flags = r.flags&^flagInCall | flagCalled
+	r.flags = r.flags&^flagsOfCall | flagCalled
+	r.touch()
+}
+
+// beginClose notes that a call has started that closes something. It is no use
+// of a connection that is not checked out, and takes none.
+func (r *record) beginClose(how uint64) {
+	r.flags |= flagInCall | how
+	r.touch()
+}
+
+func (r *record) endClose() {
+	r.flags &^= flagsOfCall
+	if r.flags&flagOut == 0 {
+		r.act.set(0)
+		return
+	}
+	r.touch()
+}
+
+// closing notes that the connection is being closed. Unlike beginClose it does
+// not start the clock, which nothing here waits for.
+func (r *record) closing() {
+	r.flags |= flagInCall | flagClosing
+	r.act.set(uint64(r.clk.now().Milliseconds())<<flagBits | r.flags)
+}
+
+// unwrapped notes that the driver's own connection is handed out, the use of
+// which is not seen. It binds a connection that has never been seen to go out.
+func (r *record) unwrapped() {
+	if r.flags&flagOut == 0 && r.seq == 0 {
+		r.take(context.Background())
+	}
+	if r.flags&(flagOut|flagInCall) != flagOut { // in a call: inside of Raw, which is seen
+		return
+	}
+	r.flags |= flagUnwrapped
 	r.touch()
 }
 
@@ -222,7 +280,7 @@ func (r *record) closeRows() {
 // setLabel names the holder for the rest of the checkout. It binds a connection
 // that has not been seen to go out.
 func (r *record) setLabel(name string) {
-	if r.flags&flagOut == 0 {
+	if r.act.get()&flagOut == 0 {
 		r.take(context.Background())
 	}
 	r.mu.Lock()
@@ -270,7 +328,9 @@ func (r *record) mark(s snapshot, l *leak) (*leak, bool) {
 }
 
 // sweep cuts the socket of a call that has outlived the end of its ctx by
-// grace; busy tells that there is a call in flight which may come to that.
+// grace, and of a closing that has lasted for grace; busy tells that there is a
+// call in flight which may come to that. The draining of a Rows may last as long
+// as there is something to read.
 //
 // A call's identity is its done channel: begin and give replace it under the
 // lock, so a cut meets either the call that deserves it or another one of the
@@ -281,18 +341,31 @@ func (r *record) sweep(now, grace time.Duration) (busy bool) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.done == nil || r.act.get()&flagInCall == 0 {
+	act := r.act.get()
+	closing := act&(flagClosing|flagDraining) != 0
+	if act&flagInCall == 0 || r.done == nil && !closing {
 		return false
+	}
+	began := time.Duration(act>>flagBits) * time.Millisecond
+	due := act&flagClosing != 0 && now-began >= grace
+	if act&flagDraining != 0 {
+		switch n := r.sock.reads.Load(); {
+		case r.heard < began:
+			r.reads, r.heard = n, began
+		case n != r.reads:
+			r.reads, r.heard = n, now
+		}
+		due = due || now-r.heard >= grace
 	}
 	select {
 	case <-r.done:
+		if r.seen < began {
+			r.seen = now // a call that began after its ctx had ended has its grace too
+		}
+		due = due || now-r.seen >= grace
 	default:
-		return true
 	}
-	if began := time.Duration(r.act.get()>>flagBits) * time.Millisecond; r.seen < began {
-		r.seen = now // a call that began after its ctx had ended has its grace too
-	}
-	if now-r.seen >= grace && !r.cut.Load() {
+	if due && !r.cut.Load() {
 		r.cut.Store(true)
 		r.sock.cut()
 	}

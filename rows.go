@@ -36,13 +36,14 @@ type rows struct {
 	c     *conn
 	ctx   context.Context // of the query
 	seq   uint64          // of the checkout; 0: closed
+	stmt  bool            // of a prepared statement
 	next  *rows           // in a list of closed ones
 }
 
 // The closed rows that a connection keeps at most.
 const maxFreeRows = 16
 
-func (c *conn) wrapRows(ctx context.Context, inner driver.Rows) driver.Rows {
+func (c *conn) wrapRows(ctx context.Context, inner driver.Rows, stmt bool) driver.Rows {
 	if inner == nil {
 		return nil // database/sql has an error of its own for it
 	}
@@ -53,7 +54,7 @@ func (c *conn) wrapRows(ctx context.Context, inner driver.Rows) driver.Rows {
 		c.free = r.next
 	}
 	// Field by field: writing pointers is dear while garbage is collected.
-	r.inner, r.ctx, r.seq = inner, ctx, c.rec.seq
+	r.inner, r.ctx, r.seq, r.stmt = inner, ctx, c.rec.seq, stmt
 	c.rec.openRows()
 	return scannerRows(r)
 }
@@ -96,9 +97,16 @@ func (r *rows) Close() error {
 	if r.seq != c.rec.seq {
 		return r.inner.Close() // after the connection went back, or again
 	}
+	c.rec.flags |= flagDraining // resume publishes it
 	c.rec.resume(r.ctx)
 	defer c.rec.end()
-	err := r.inner.Close()
+	var err error
+	if sock := c.rec.sock; r.stmt && sock.outlives(r.ctx) {
+		inner := r.inner // which recycleRows replaces
+		_, err = untilCut(sock, func() (struct{}, error) { return struct{}{}, inner.Close() })
+	} else {
+		err = r.inner.Close()
+	}
 	c.rec.closeRows()
 	if err != nil {
 		err = c.fail(r.ctx, false, err)
@@ -127,7 +135,7 @@ func (r *rows) NextResultSet() error {
 }
 
 func (r *rows) ColumnTypeScanType(i int) reflect.Type {
-	if x, ok := r.inner.(driver.RowsColumnTypeScanType); ok {
+	if x, ok := embedded(r.c, r.inner, "Rows").(driver.RowsColumnTypeScanType); ok {
 		return x.ColumnTypeScanType(i)
 	}
 	return reflect.TypeFor[any]()

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -18,13 +19,29 @@ import (
 // can interrupt it: see record.sweep.
 type socket struct {
 	net.Conn
+	reads atomic.Uint32 // that brought something
+	gone  chan struct{} // closed by cut
 
 	mu    sync.Mutex // guards the fields below
 	limit time.Time  // no deadline after this; zero: no limit
+	once  sync.Once  // closes gone
+}
+
+func newSocket(nc net.Conn) *socket { return &socket{Conn: nc, gone: make(chan struct{})} }
+
+func (s *socket) Read(b []byte) (int, error) {
+	n, err := s.Conn.Read(b)
+	if n > 0 {
+		s.reads.Add(1)
+	}
+	return n, err
 }
 
 // cut interrupts the socket.
-func (s *socket) cut() { s.endBy(time.Unix(1, 0)) }
+func (s *socket) cut() {
+	s.endBy(time.Unix(1, 0))
+	s.once.Do(func() { close(s.gone) })
+}
 
 // endBy sets a deadline that SetDeadline cannot move to later. pq sets a
 // deadline for the log-in and takes it back.
@@ -35,14 +52,71 @@ func (s *socket) endBy(t time.Time) {
 	_ = s.Conn.SetDeadline(t) // fails only on a closed socket
 }
 
-func (s *socket) SetDeadline(t time.Time) error {
+func (s *socket) SetDeadline(t time.Time) error      { return s.within(t, s.Conn.SetDeadline) }
+func (s *socket) SetReadDeadline(t time.Time) error  { return s.within(t, s.Conn.SetReadDeadline) }
+func (s *socket) SetWriteDeadline(t time.Time) error { return s.within(t, s.Conn.SetWriteDeadline) } // crypto/tls: 5 s for its last alert
+
+func (s *socket) within(t time.Time, set func(time.Time) error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.limit.IsZero() && (t.IsZero() || t.After(s.limit)) {
 		t = s.limit
 	}
-	return s.Conn.SetDeadline(t)
+	return set(t)
 }
+
+// untilCut calls f, and returns when it does, or soon after the socket was cut.
+// f is then left behind: the call of a prepared statement of lib/pq's does not
+// return before the cancel request has ended that it sends when ctx ends, and
+// that may last for longer (the other calls of lib/pq do not wait for it).
+// It is for where outlives says so.
+func untilCut[T any](s *socket, f func() (T, error)) (T, error) {
+	type result struct {
+		t        T
+		err      error
+		panicked any
+	}
+	var settled atomic.Bool // by who comes first: f with its result, or the caller without it
+	returned := make(chan result, 1)
+	go func() {
+		var r result
+		defer func() {
+			r.panicked = recover()
+			if settled.CompareAndSwap(false, true) {
+				returned <- r
+			} else if rows, ok := any(r.t).(driver.Rows); ok {
+				guarded(func() { _ = rows.Close() }) // it has a goroutine of lib/pq's
+			}
+		}()
+		r.t, r.err = f()
+	}()
+	var r result
+	select {
+	case r = <-returned:
+	case <-s.gone:
+		timer := time.NewTimer(afterCut)
+		defer timer.Stop()
+		select {
+		case r = <-returned:
+		case <-timer.C:
+			if settled.CompareAndSwap(false, true) {
+				return r.t, os.ErrDeadlineExceeded
+			}
+			r = <-returned
+		}
+	}
+	if r.panicked != nil {
+		panic(r.panicked)
+	}
+	return r.t, r.err
+}
+
+// outlives tells whether a call of a prepared statement, with ctx, may outlive the
+// cut of its socket. (Not asked in untilCut, for which a closure is allocated.)
+func (s *socket) outlives(ctx context.Context) bool { return s != nil && ctx.Done() != nil }
+
+// afterCut is how long a call is given to return by itself once its socket is cut.
+const afterCut = 20 * time.Millisecond
 
 // socketConnector connects by a connector whose dialer is a *dialer, and hands
 // out each connection's socket.
@@ -87,15 +161,20 @@ func (c socketConnector) connect(ctx context.Context) (driver.Conn, *socket, err
 
 // dialer dials sockets for socketConnector. pq also dials to send a cancel
 // request, on a ctx of its own, and then reads until the server hangs up,
-// however long that takes; such a socket ends by itself after the grace.
+// however long that takes; such a socket ends by itself. That is later than the
+// call which it is to cancel returns: a request that is cut off with the call
+// would leave the query running on the server.
 type dialer struct {
 	net.Dialer
-	grace time.Duration
+	cancelTimeout time.Duration
 }
 
 func (d *dialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	a, connecting := ctx.Value(attemptKey{}).(*attempt)
-	end := time.Now().Add(d.grace)
+	if err := ctx.Err(); err != nil {
+		return nil, err // pq goes on to the next host
+	}
+	end := time.Now().Add(d.cancelTimeout)
 	if !connecting {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithDeadline(ctx, end)
@@ -105,7 +184,7 @@ func (d *dialer) DialContext(ctx context.Context, network, address string) (net.
 	if err != nil {
 		return nil, err
 	}
-	s := &socket{Conn: nc}
+	s := newSocket(nc)
 	if !connecting {
 		s.endBy(end)
 		return s, nil

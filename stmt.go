@@ -39,16 +39,30 @@ func (c *conn) wrapStmt(inner driver.Stmt, query string) driver.Stmt {
 	if s.checker, _ = inner.(driver.NamedValueChecker); s.checker == nil {
 		s.checker = c.checker
 	}
-	if cc, ok := inner.(driver.ColumnConverter); ok {
+	if cc, ok := embedded(c, inner, "Stmt").(driver.ColumnConverter); ok {
 		return converterStmt{s, cc}
 	}
 	return s
 }
 
-// Close may come after the connection was given back, and is no use of it.
+// Close may run after the connection was returned, even under the pool's own
+// lock (Stmt.Close, putConn's onPut): it does not count as a use then. On a
+// connection of ours, where closing takes a round trip, it is put off until the
+// connection is next taken or closed, so that a silent network blocks one
+// holder, not the pool.
 func (s *stmt) Close() error {
-	defer s.c.rec.statements.Add(-1)
-	return s.inner.Close()
+	r := s.c.rec
+	defer r.statements.Add(-1)
+	if r.sock != nil && (r.flags&flagOut == 0 || s.c.bad) {
+		s.c.unclosed = append(s.c.unclosed, s.inner)
+		return nil
+	}
+	r.beginClose(flagClosing)
+	defer r.endClose()
+	if err := s.inner.Close(); err != nil {
+		return s.c.fail(context.Background(), false, err)
+	}
+	return nil
 }
 
 func (s *stmt) NumInput() int { return s.inner.NumInput() }
@@ -72,7 +86,9 @@ func (s *stmt) Query(args []driver.Value) (driver.Rows, error) {
 func (s *stmt) ExecContext(ctx context.Context, args []driver.NamedValue) (res driver.Result, err error) {
 	s.c.rec.begin(ctx, kindStmt, s.query)
 	defer s.c.rec.end()
-	if s.execCtx != nil {
+	if sock := s.c.rec.sock; s.execCtx != nil && sock.outlives(ctx) {
+		res, err = untilCut(sock, func() (driver.Result, error) { return s.execCtx.ExecContext(ctx, args) })
+	} else if s.execCtx != nil {
 		res, err = s.execCtx.ExecContext(ctx, args)
 	} else if values, e := plainValues(ctx, args); e != nil {
 		return nil, e
@@ -88,7 +104,9 @@ func (s *stmt) ExecContext(ctx context.Context, args []driver.NamedValue) (res d
 func (s *stmt) QueryContext(ctx context.Context, args []driver.NamedValue) (rs driver.Rows, err error) {
 	s.c.rec.begin(ctx, kindStmt, s.query)
 	defer s.c.rec.end()
-	if s.qryCtx != nil {
+	if sock := s.c.rec.sock; s.qryCtx != nil && sock.outlives(ctx) {
+		rs, err = untilCut(sock, func() (driver.Rows, error) { return s.qryCtx.QueryContext(ctx, args) })
+	} else if s.qryCtx != nil {
 		rs, err = s.qryCtx.QueryContext(ctx, args)
 	} else if values, e := plainValues(ctx, args); e != nil {
 		return nil, e
@@ -98,7 +116,7 @@ func (s *stmt) QueryContext(ctx context.Context, args []driver.NamedValue) (rs d
 	if err != nil {
 		return rs, s.c.fail(ctx, false, err)
 	}
-	return s.c.wrapRows(ctx, rs), nil
+	return s.c.wrapRows(ctx, rs, true), nil
 }
 
 func namedValues(args []driver.Value) []driver.NamedValue {

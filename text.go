@@ -61,7 +61,7 @@ func (r LeakReport) String() string {
 			if c.Label != "" {
 				doing = clean(c.Label) + ", " + doing
 			}
-			if c.State == StateInCall {
+			if c.InCall > 0 || c.State == StateInCall || c.State == StateUnseen {
 				return doing + ", " + c.Doing()
 			}
 			return doing + ", last used " + short(c.Idle) + " ago"

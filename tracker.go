@@ -4,9 +4,11 @@ import (
 	"cmp"
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"math"
+	"runtime"
 	"slices"
 	"strconv"
 	"sync"
@@ -26,7 +28,6 @@ type Tracker struct {
 	clk     *clock
 	sites   *siteCache
 	dialing atomic.Int32 // Connect calls in flight
-	closing atomic.Int32 // Close calls of the driver in flight
 	capture atomic.Int32 // a Capture
 	name    atomic.Pointer[string]
 	returns atomic.Int64 // counted by the return audit, where there is one
@@ -174,9 +175,9 @@ func (t *Tracker) isClosedLocked() bool {
 
 // add makes the record of a new connection. Its dialling began before the pool
 // was closed, or after, for a second pool on the connector.
-func (t *Tracker) add(pid int, sock *socket, afterClose bool) *record {
+func (t *Tracker) add(inner driver.Conn, sock *socket, afterClose bool) *record {
 	defer t.announce()
-	r := &record{t: t, clk: t.clk, pid: pid, sock: sock, hideText: !t.cfg.queryText}
+	r := &record{t: t, clk: t.clk, inner: inner, pid: pqPID(inner), sock: sock, hideText: !t.cfg.queryText}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.lastID++
@@ -277,20 +278,27 @@ func (t *Tracker) pool() (poolState, bool) {
 //
 // The two are counted one after the other while connections come and go, so a
 // difference counts only if it is there at each of several looks.
-func (t *Tracker) balance() (state poolState, ok bool, connecting, unattributed int) {
+func (t *Tracker) balance() (state poolState, ok bool, connecting, closing, unattributed int) {
 	unattributed = -1
-	for range 4 {
+	for i := range 4 {
+		if i > 0 {
+			runtime.Gosched() // to who is between the two counts
+		}
 		if state, ok = t.pool(); !ok {
-			return state, false, int(t.dialing.Load()), -1
+			return state, false, int(t.dialing.Load()), closing, -1
 		}
 		connecting = state.pending + int(t.dialing.Load())
 		tracked := 0
+		closing = 0 // those that have left the pool for that
 		for _, r := range t.list() {
-			if r.act.get()&flagOut != 0 {
+			switch act := r.act.get(); {
+			case act&flagOut != 0:
 				tracked++
+			case act&flagClosing != 0:
+				closing++
 			}
 		}
-		n := max(0, state.inUse()-connecting-tracked-int(t.closing.Load()))
+		n := max(0, state.inUse()-connecting-tracked-closing)
 		if unattributed < 0 || n < unattributed {
 			unattributed = n
 		}
@@ -298,7 +306,7 @@ func (t *Tracker) balance() (state poolState, ok bool, connecting, unattributed 
 			break
 		}
 	}
-	return state, true, connecting, unattributed
+	return state, true, connecting, closing, unattributed
 }
 
 // Report looks at every connection that is out and lists the holders that are
@@ -311,7 +319,7 @@ func (t *Tracker) Report() LeakReport {
 
 // report also returns the suspected leaks, in the order of SuspectedLeaks.
 func (t *Tracker) report() (LeakReport, []*leak) {
-	state, ok, connecting, unattributed := t.balance()
+	state, ok, connecting, closing, unattributed := t.balance()
 	now := t.clk.kernel()
 	snapshots, tracked := t.snapshots(now - t.cfg.leakThreshold)
 	stats := t.stats(state, ok)
@@ -321,7 +329,7 @@ func (t *Tracker) report() (LeakReport, []*leak) {
 		LeakThreshold: t.cfg.leakThreshold,
 		Tracked:       tracked,
 		Connecting:    connecting,
-		Closing:       int(t.closing.Load()),
+		Closing:       closing,
 		Unattributed:  unattributed,
 		Stats:         stats,
 		Leases:        t.Quorums(),
@@ -364,11 +372,11 @@ func (t *Tracker) openStatements() (all []OpenStatements) {
 	return all
 }
 
-// suspected: out for the threshold, not labelled, not in a call, and no use since
+// suspected: out for the threshold, not labelled, not in a call, not unwrapped, and no use since
 // for the threshold. The coarse time of a use is early by up to a tick, so a tick more.
 // Both times are the kernel's: the counter can make a checkout only later than that.
 func (t *Tracker) suspected(s snapshot, now time.Duration) bool {
-	return s.label == "" && s.flags&flagInCall == 0 && now-s.used >= t.cfg.leakThreshold+t.clk.tick
+	return s.label == "" && s.flags&(flagInCall|flagUnwrapped) == 0 && now-s.used >= t.cfg.leakThreshold+t.clk.tick
 }
 
 // settle calls OnConnectionReleased's functions for the reported leaks that are
@@ -397,7 +405,7 @@ func (t *Tracker) settle(fresh []*leak) {
 	t.mu.Unlock()
 	for _, info := range back {
 		for _, f := range call {
-			f(info)
+			guarded(func() { f(info) })
 		}
 	}
 }

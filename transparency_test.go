@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/baldur-go/baldur"
+	"github.com/baldur-go/baldur/baldurotel"
 )
 
 // The transparency tests run one script of operations on the bare driver and on
@@ -25,9 +26,24 @@ import (
 // waits until database/sql's own goroutines have done their part. Those in
 // which the driver panics do not: database/sql then leaves locks behind.
 
+// A variant is a way of wrapping.
+type variant struct {
+	name   string
+	option baldur.Option
+}
+
 // compare plays a script on the bare driver, and on the wrapped one in each
 // capture mode.
 func compare(t *testing.T, c caps, script []string) {
+	t.Helper()
+	var modes []variant
+	for _, m := range captureModes {
+		modes = append(modes, variant{"capture " + m.name, baldur.WithCapture(m.mode)})
+	}
+	compareWith(t, c, script, modes...)
+}
+
+func compareWith(t *testing.T, c caps, script []string, variants ...variant) {
 	t.Helper()
 	run := func(open func(driver.Connector) *sql.DB) (log, broken []string) {
 		if slices.ContainsFunc(script, func(op string) bool { return strings.HasSuffix(op, "panic") }) {
@@ -39,19 +55,19 @@ func compare(t *testing.T, c caps, script []string) {
 		return log, broken
 	}
 	bare, _ := run(sql.OpenDB)
-	for _, m := range captureModes {
-		got, broken := run(func(inner driver.Connector) *sql.DB { return baldur.OpenDB(inner, baldur.WithCapture(m.mode)) })
+	for _, m := range variants {
+		got, broken := run(func(inner driver.Connector) *sql.DB { return baldur.OpenDB(inner, m.option) })
 		for i := range max(len(bare), len(got)) {
 			if i < len(bare) && i < len(got) && bare[i] == got[i] {
 				continue
 			}
 			from := max(0, i-25)
-			t.Errorf("%+v, capture %s, differs\nbare:\n%s\nwrapped:\n%s", c, m.name,
+			t.Errorf("%+v, %s, differs\nbare:\n%s\nwrapped:\n%s", c, m.name,
 				strings.Join(bare[min(from, len(bare)):min(i+3, len(bare))], "\n"), strings.Join(got[min(from, len(got)):min(i+3, len(got))], "\n"))
 			break
 		}
 		if len(broken) > 0 {
-			t.Errorf("%+v, capture %s: %s", c, m.name, broken[0])
+			t.Errorf("%+v, %s: %s", c, m.name, broken[0])
 		}
 	}
 }
@@ -119,6 +135,25 @@ func TestTransparentScripts(t *testing.T) {
 					n := i*2 + j
 					compare(t, caps{i, n % len(stmtTypes), n % len(rowsTypes), n%3 == 0}, script(text))
 				}
+				if t.Failed() {
+					return
+				}
+			}
+		})
+	}
+}
+
+// TestTransparentHooks: a wrapper between, which has every interface, changes
+// nothing about what a connection, a statement and rows can do. Left out is what
+// otelsql itself does to a driver that returns no Rows.
+func TestTransparentHooks(t *testing.T) {
+	for name, text := range scripts {
+		if name == "no rows" {
+			continue
+		}
+		t.Run(name, func(t *testing.T) {
+			for i := range connTypes {
+				compareWith(t, caps{i, i % len(stmtTypes), i % len(rowsTypes), i%3 == 0}, script(text), variant{"OpenTelemetry", baldurotel.With()})
 				if t.Failed() {
 					return
 				}
