@@ -57,8 +57,10 @@ const (
 	auditKept    = 100
 	reportDirty  = 5 // in a report
 
-	auditQuery = "SELECT CASE objsubid WHEN 1 THEN ((classid::bigint << 32) | objid::bigint)::text ELSE classid || ',' || objid END" +
-		" FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND granted AND pid = pg_backend_pid() ORDER BY 1"
+	auditQuery = "SELECT CASE WHEN objsubid OPERATOR(pg_catalog.=) 1::pg_catalog.int2" +
+		" THEN ((classid::pg_catalog.int8 OPERATOR(pg_catalog.<<) 32) OPERATOR(pg_catalog.|) objid::pg_catalog.int8)::pg_catalog.text" +
+		" ELSE classid::pg_catalog.text OPERATOR(pg_catalog.||) ','::pg_catalog.text OPERATOR(pg_catalog.||) objid::pg_catalog.text END" +
+		" FROM pg_catalog.pg_locks WHERE locktype OPERATOR(pg_catalog.=) 'advisory' AND granted AND pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid() ORDER BY 1"
 )
 
 // DirtyReturns returns what [WithReturnAudit] has found, the latest last, 100 at

@@ -147,17 +147,9 @@ func (p *PGAdmin) check() error {
 	return nil
 }
 
-// row asks for one row on any connection of the pool.
-func (p *PGAdmin) row(ctx context.Context, query string, dest ...any) error {
-	if p.db == nil {
-		return errNoPostgres
-	}
-	return p.db.QueryRowContext(ctx, query).Scan(dest...)
-}
-
 // Ping asks the server for a row (SELECT 1), which sql.DB.Ping leaves to the driver.
 func (p *PGAdmin) Ping(ctx context.Context) error {
-	return p.row(ctx, "SELECT 1", new(int))
+	return p.row(ctx, "SELECT 1::pg_catalog.int4", new(int))
 }
 
 // ConnectionStats are the server's connections to the current database.
@@ -174,10 +166,12 @@ type ConnectionStats struct {
 // that asks is active.
 func (p *PGAdmin) ConnectionStats(ctx context.Context) (ConnectionStats, error) {
 	var s ConnectionStats
-	err := p.row(ctx, `SELECT count(*), count(*) FILTER (WHERE state IN ('active', 'fastpath function call')),`+
-		` count(*) FILTER (WHERE state = 'idle'), count(*) FILTER (WHERE state IN ('idle in transaction', 'idle in transaction (aborted)')),`+
-		` count(*) FILTER (WHERE state IS NULL)`+
-		` FROM pg_catalog.pg_stat_activity WHERE datname = current_database() AND coalesce(backend_type, 'client backend') = 'client backend'`,
+	const stateIs = `pg_catalog.count(*) FILTER (WHERE state OPERATOR(pg_catalog.=) ANY ('`
+	err := p.row(ctx, `SELECT pg_catalog.count(*), `+stateIs+`{active,fastpath function call}'::pg_catalog.text[])),`+
+		` `+stateIs+`{idle}'::pg_catalog.text[])), `+stateIs+`{idle in transaction,idle in transaction (aborted)}'::pg_catalog.text[])),`+
+		` pg_catalog.count(*) FILTER (WHERE state IS NULL)`+
+		` FROM pg_catalog.pg_stat_activity WHERE datname OPERATOR(pg_catalog.=) pg_catalog.current_database()`+
+		` AND coalesce(backend_type, 'client backend') OPERATOR(pg_catalog.=) 'client backend'`,
 		&s.TotalConnections, &s.Active, &s.Idle, &s.IdleInTransaction, &s.Hidden)
 	if err != nil {
 		return ConnectionStats{}, err
@@ -199,7 +193,7 @@ func seconds(what string, d time.Duration) (string, error) {
 	if d < 0 || d > maxSleep {
 		return "", fmt.Errorf("baldur: %s is %v; it must be from 0 to %v", what, d, maxSleep)
 	}
-	return strconv.FormatFloat(d.Seconds(), 'f', -1, 64), nil
+	return "'" + strconv.FormatFloat(d.Seconds(), 'f', -1, 64) + "'::pg_catalog.float8", nil
 }
 
 // Sleep has the server sleep for d, from 0 to 1 h (the manual's 9.9.5, pg_sleep).
@@ -208,7 +202,7 @@ func (p *PGAdmin) Sleep(ctx context.Context, d time.Duration) error {
 	if err != nil {
 		return err
 	}
-	return p.row(ctx, "SELECT pg_sleep("+s+")::text", new(string))
+	return p.row(ctx, "SELECT pg_catalog.pg_sleep("+s+")::pg_catalog.text", new(string))
 }
 
 // ExecuteSlowQuery runs a query that takes d at least, from 0 to 1 h.
@@ -217,7 +211,7 @@ func (p *PGAdmin) ExecuteSlowQuery(ctx context.Context, d time.Duration) error {
 	if err != nil {
 		return err
 	}
-	return p.row(ctx, "SELECT count(*) FROM generate_series(1, 1000), pg_sleep("+s+")", new(int))
+	return p.row(ctx, "SELECT pg_catalog.count(*) FROM pg_catalog.generate_series(1::pg_catalog.int4, 1000::pg_catalog.int4), pg_catalog.pg_sleep("+s+")", new(int))
 }
 
 // BackendPIDWithDelay returns the process id of the backend that has slept for
@@ -228,7 +222,7 @@ func (p *PGAdmin) BackendPIDWithDelay(ctx context.Context, delay time.Duration) 
 		return 0, err
 	}
 	var pid int
-	err = p.row(ctx, "SELECT pg_backend_pid() FROM pg_sleep("+s+")", &pid)
+	err = p.row(ctx, "SELECT pg_catalog.pg_backend_pid() FROM pg_catalog.pg_sleep("+s+")", &pid)
 	return pid, err
 }
 
@@ -254,7 +248,10 @@ func (p *PGAdmin) ExecuteAggregateQuery(ctx context.Context, table string) (Aggr
 		return Aggregate{}, err
 	}
 	var a Aggregate
-	err = p.row(ctx, "SELECT count(*), coalesce(avg(price), 0)::float8, coalesce(max(price), 0)::float8, coalesce(min(price), 0)::float8 FROM "+t,
+	of := func(aggregate string) string {
+		return "coalesce(pg_catalog." + aggregate + "(price)::pg_catalog.float8, '0'::pg_catalog.float8)"
+	}
+	err = p.row(ctx, "SELECT pg_catalog.count(*), "+of("avg")+", "+of("max")+", "+of("min")+" FROM "+t,
 		&a.TotalCount, &a.AvgPrice, &a.MaxPrice, &a.MinPrice)
 	if err != nil {
 		return Aggregate{}, err
@@ -293,15 +290,15 @@ func (p *PGAdmin) ExecuteTimeoutQuery(ctx context.Context, timeout, sleep time.D
 	if p.db == nil {
 		return errNoPostgres
 	}
-	tx, err := p.db.BeginTx(ctx, nil)
+	tx, err := p.begin(ctx, ctx, "")
 	if err != nil {
 		return err
 	}
-	defer func() { _ = tx.Rollback() }()
-	if err := tx.QueryRowContext(ctx, "SELECT set_config('statement_timeout', '"+t+"', true)").Scan(new(string)); err != nil {
+	defer tx.end()
+	if err := tx.ask(ctx, request{before: []string{settle}, query: "SELECT " + setConfig("statement_timeout", "'"+t+"'")}, new(string)); err != nil {
 		return err
 	}
-	return tx.QueryRowContext(ctx, "SELECT pg_sleep("+s+")::text").Scan(new(string))
+	return tx.ask(ctx, request{query: "SELECT pg_catalog.pg_sleep(" + s + ")::pg_catalog.text"}, new(string))
 }
 
 // hasState tells whether err is the server's, with one of the SQLSTATEs.

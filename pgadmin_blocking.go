@@ -25,15 +25,25 @@ type Backend struct {
 	QueryStart      time.Time `json:"query_start"`
 }
 
-// backendColumns are a Backend's columns of pg_stat_activity a.
-const backendColumns = `coalesce(a.pid, 0), coalesce(a.application_name, ''), coalesce(a.usename::text, ''), coalesce(host(a.client_addr), ''),` +
-	` coalesce(a.state, ''), coalesce(a.wait_event_type || ': ' || a.wait_event, ''), coalesce(a.query, ''), a.backend_start, a.xact_start, a.query_start`
+// backendColumns are a Backend's columns of pg_stat_activity a. The times are in µs
+// since 1970: as text a time is as DateStyle says.
+const backendColumns = `coalesce(a.pid, 0), coalesce(a.application_name, ''), coalesce(a.usename::pg_catalog.text, ''), coalesce(pg_catalog.host(a.client_addr), ''),` +
+	` coalesce(a.state, ''), coalesce(a.wait_event_type OPERATOR(pg_catalog.||) ': '::pg_catalog.text OPERATOR(pg_catalog.||) a.wait_event, ''), coalesce(a.query, ''),` +
+	` (EXTRACT(epoch FROM a.backend_start) OPERATOR(pg_catalog.*) 1000000)::pg_catalog.int8,` +
+	` (EXTRACT(epoch FROM a.xact_start) OPERATOR(pg_catalog.*) 1000000)::pg_catalog.int8,` +
+	` (EXTRACT(epoch FROM a.query_start) OPERATOR(pg_catalog.*) 1000000)::pg_catalog.int8`
 
 // scan returns where to scan the columns, and what sets the times after that.
 func (b *Backend) scan() (dest []any, set func()) {
-	times := make([]sql.NullTime, 3)
+	times := make([]sql.NullInt64, 3)
+	at := func(t sql.NullInt64) time.Time {
+		if !t.Valid {
+			return time.Time{}
+		}
+		return time.UnixMicro(t.Int64)
+	}
 	return []any{&b.PID, &b.ApplicationName, &b.User, &b.ClientAddr, &b.State, &b.WaitEvent, &b.Query, &times[0], &times[1], &times[2]},
-		func() { b.BackendStart, b.XactStart, b.QueryStart = times[0].Time, times[1].Time, times[2].Time }
+		func() { b.BackendStart, b.XactStart, b.QueryStart = at(times[0]), at(times[1]), at(times[2]) }
 }
 
 // LockHolder is a session that has an advisory lock.
@@ -53,9 +63,12 @@ type LockHolder struct {
 // of two int4 keys are others (the manual's 54.12, pg_locks).
 func (p *PGAdmin) LockHolders(ctx context.Context, id int64) (holders []LockHolder, err error) {
 	// The key is split as PostgreSQL does it; oid is an unsigned int4.
-	err = p.rows(ctx, fmt.Sprintf(`SELECT l.mode = 'ShareLock', %s, l.pid FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid`+
-		` WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1 AND l.classid = '%d'::oid AND l.objid = '%d'::oid`+
-		` AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()) ORDER BY l.pid, l.mode`,
+	err = p.rows(ctx, fmt.Sprintf(`SELECT l.mode OPERATOR(pg_catalog.=) 'ShareLock', %s, l.pid`+
+		` FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid OPERATOR(pg_catalog.=) l.pid`+
+		` WHERE l.locktype OPERATOR(pg_catalog.=) 'advisory' AND l.granted AND l.objsubid OPERATOR(pg_catalog.=) 1::pg_catalog.int2`+
+		` AND l.classid OPERATOR(pg_catalog.=) '%d'::pg_catalog.oid AND l.objid OPERATOR(pg_catalog.=) '%d'::pg_catalog.oid`+
+		` AND l.database OPERATOR(pg_catalog.=) (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())`+
+		` ORDER BY l.pid, l.mode`,
 		backendColumns, uint64(id)>>32, uint64(id)&0xffffffff),
 		func(rows *sql.Rows) error {
 			var h LockHolder
@@ -122,10 +135,12 @@ func (n *BlockingNode) write(b *strings.Builder, depth int) {
 // transaction. The server is asked once, and locks its lock table for a moment.
 func (p *PGAdmin) BlockingTree(ctx context.Context) ([]*BlockingNode, error) {
 	var nodes []*BlockingNode
-	err := p.rows(ctx, `WITH waiting AS MATERIALIZED (SELECT pid, pg_blocking_pids(pid) AS by FROM (SELECT DISTINCT pid FROM pg_catalog.pg_locks WHERE NOT granted) l),`+
-		` involved AS (SELECT pid FROM waiting UNION SELECT unnest(by) FROM waiting)`+
-		` SELECT i.pid, coalesce(array_to_string(w.by, ','), ''), `+backendColumns+
-		` FROM involved i LEFT JOIN waiting w ON w.pid = i.pid LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = i.pid ORDER BY i.pid`,
+	err := p.rows(ctx, `WITH waiting AS MATERIALIZED (SELECT l.pid, pg_catalog.pg_blocking_pids(l.pid) AS by`+
+		` FROM (SELECT DISTINCT pid FROM pg_catalog.pg_locks WHERE NOT granted) l),`+
+		` involved AS (SELECT pid FROM waiting UNION SELECT pg_catalog.unnest(by) FROM waiting)`+
+		` SELECT i.pid, coalesce(pg_catalog.array_to_string(w.by, ','::pg_catalog.text), ''), `+backendColumns+
+		` FROM involved i LEFT JOIN waiting w ON w.pid OPERATOR(pg_catalog.=) i.pid`+
+		` LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid OPERATOR(pg_catalog.=) i.pid ORDER BY i.pid`,
 		func(rows *sql.Rows) error {
 			n := new(BlockingNode)
 			var pid int
@@ -215,24 +230,6 @@ func (p *PGAdmin) signal(ctx context.Context, function string, pid int) (ok bool
 	if pid <= 0 || pid > 1<<31-1 {
 		return false, fmt.Errorf("baldur: process id %d is not that of a backend", pid)
 	}
-	err = p.row(ctx, "SELECT "+function+"("+strconv.Itoa(pid)+")", &ok)
+	err = p.row(ctx, "SELECT pg_catalog."+function+"("+strconv.Itoa(pid)+"::pg_catalog.int4)", &ok)
 	return ok, err
-}
-
-// rows asks for rows on any connection of the pool.
-func (p *PGAdmin) rows(ctx context.Context, query string, each func(*sql.Rows) error) error {
-	if p.db == nil {
-		return errNoPostgres
-	}
-	rows, err := p.db.QueryContext(ctx, query)
-	if err != nil {
-		return err
-	}
-	defer rows.Close()
-	for rows.Next() {
-		if err := each(rows); err != nil {
-			return err
-		}
-	}
-	return rows.Err()
 }

@@ -29,9 +29,27 @@ func quoteTable(name string) (string, error) {
 		case len(p) > maxIdentifier:
 			return "", fmt.Errorf("baldur: table name %.80q: a part of it has %d bytes; PostgreSQL takes %d", name, len(p), maxIdentifier)
 		}
-		parts[i] = pq.QuoteIdentifier(p)
+		parts[i] = quoteASCII(p)
 	}
 	return strings.Join(parts, "."), nil
+}
+
+// quoteASCII quotes an identifier in ASCII, which means the same whatever the
+// session's client_encoding is (the manual's 4.1.1).
+func quoteASCII(name string) string {
+	quoted := pq.QuoteIdentifier(name)
+	var b strings.Builder
+	for _, r := range strings.ReplaceAll(quoted, `\`, `\\`) {
+		if r < utf8.RuneSelf {
+			b.WriteRune(r)
+		} else {
+			fmt.Fprintf(&b, `\+%06x`, r)
+		}
+	}
+	if b.Len() == len(quoted) {
+		return quoted
+	}
+	return "U&" + b.String()
 }
 
 // splitIdentifier splits a name at its dots. A part in double quotes is as SQL

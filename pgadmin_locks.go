@@ -4,13 +4,13 @@ import (
 	"cmp"
 	"context"
 	"crypto/sha256"
-	"database/sql"
 	"database/sql/driver"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
+	"math/rand/v2"
 	"net"
 	"slices"
 	"strconv"
@@ -36,10 +36,10 @@ type LockOptions struct {
 	Timeout time.Duration // how long to wait at most; 0: no limit of its own
 }
 
-// LockTimeoutError says that a lock was waited for in vain, for the server's
-// lock_timeout or LockOptions.Timeout. It wraps the driver's error, SQLSTATE
-// 55P03; where the wait was within this process, for another of its goroutines,
-// one made to be like it.
+// LockTimeoutError says that a lock was waited for in vain: for LockOptions.Timeout,
+// the server's lock_timeout, or a Session's statement_timeout. It wraps an error
+// like the server's of a statement that waits, a *pq.Error of SQLSTATE 55P03 (a
+// Session's statement_timeout: 57014).
 type LockTimeoutError struct {
 	LockID int64
 	Waited time.Duration
@@ -111,8 +111,17 @@ func (h *hold) end() error {
 // until ReleaseAdvisoryLock (the manual's 13.3.5 and 9.28.10, pg_advisory_lock).
 // The tracker shows that one as "advisory lock 42".
 //
-// With wait it waits until it has it, ctx ends or the server's lock_timeout is
-// over (a [LockTimeoutError]); else it returns false if somebody has it.
+// With wait it waits until it has it; else it returns false if somebody has it. A
+// wait, that for a connection of the pool included, ends with
+//   - an error that is ctx's (errors.Is), if ctx has ended;
+//   - a [LockTimeoutError], if the lock_timeout that the server gives a new
+//     session, or LockOptions.Timeout, is over;
+//   - [ErrPGAdminClosed], after Close;
+//   - the driver's error, if the server cannot be asked.
+//
+// What the program has set on a pooled connection, as a lock_timeout of another
+// length, does not count, and a connection in a transaction left open is
+// discarded. A try is one short statement, so a statement_timeout ends no wait.
 //
 // Each call that succeeds is a hold of its own: two goroutines exclude each other
 // as two programs do, and one that asks twice waits for itself. A lock that is to
@@ -123,12 +132,13 @@ func (h *hold) end() error {
 // Each hold keeps one connection, so the pool must have room for all holds and
 // what their work needs beside them (work on the Session of WithAdvisoryLock
 // needs none). Waiting needs no room: who waits for a holder of this PGAdmin
-// waits in the process, in the order of coming, without a connection. Who waits
-// for another program has a connection and waits at the server, one for each id;
-// in a pool of limited size it gives that back every half second and asks anew,
-// so that holders that need a second connection always get on, here and in the
-// programs that wait for each other. The price is its place in the server's
-// queue. In an unlimited pool it keeps both.
+// waits in the process, in the order of coming, without a connection. One for
+// each id waits for other programs: it takes a connection, tries, and gives it
+// back, every 2 ms at first and every 50 ms later. So no wait holds a connection
+// or a snapshot: the holder can make an index CONCURRENTLY, vacuum cleans up, and
+// holders that need a second connection get on. The price is that a hand-over
+// between programs takes up to 50 ms, that programs have no queue, and that
+// BlockingTree shows no waits for these locks.
 //
 // One round trip where nobody has the lock, and those of [PGAdmin.PoolerMode] the
 // first time. Behind a pooler in transaction mode the error is a [PoolerError].
@@ -235,8 +245,108 @@ func (p *PGAdmin) WithAdvisoryLock(ctx context.Context, id int64, opts LockOptio
 	return f(ctx, s, h != nil)
 }
 
-// lockSlice is how long a connection of a limited pool waits at the server.
-const lockSlice = 500 * time.Millisecond
+// A lockPause is how long to wait between two tries. To wait at the server would
+// be faster, but such a wait is a statement with a snapshot, on a connection: it
+// keeps vacuum from cleaning up, a CREATE INDEX CONCURRENTLY of the lock's holder
+// waits for it (a deadlock), and a pool full of waiters has none left for the
+// holder's work.
+type lockPause time.Duration
+
+const (
+	firstPause = lockPause(2 * time.Millisecond)
+	lastPause  = lockPause(50 * time.Millisecond) // so about how long a hand-over between programs takes at most
+)
+
+func (d lockPause) next() lockPause { return max(firstPause, min(lastPause, d*2)) }
+
+// sleep returns after the pause, shortened at random so that those who wait do
+// not keep step, or sooner when ctx ends, or limit, unless it is 0, is over.
+func (d lockPause) sleep(ctx context.Context, begin time.Time, limit time.Duration) {
+	pause := time.Duration(d.next())
+	pause -= rand.N(pause / 4)
+	if limit > 0 {
+		pause = min(pause, limit-time.Since(begin))
+	}
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
+
+// lockWait is what ends a wait for a lock.
+type lockWait struct {
+	p       *PGAdmin
+	id      int64
+	begin   time.Time
+	caller  context.Context
+	limited context.Context // ends with the caller's, LockOptions.Timeout, and the PGAdmin
+	cancel  context.CancelFunc
+}
+
+// newWait begins a wait; cancel must be called at its end.
+func (p *PGAdmin) newWait(ctx context.Context, id int64, o LockOptions) *lockWait {
+	w := &lockWait{p: p, id: id, begin: time.Now(), caller: ctx}
+	limited, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(p.life, cancel)
+	timeout := func() {}
+	if o.Timeout > 0 {
+		limited, timeout = context.WithDeadline(limited, w.begin.Add(o.Timeout))
+	}
+	w.limited, w.cancel = limited, func() { stop(); timeout(); cancel() }
+	return w
+}
+
+// result is the one error for each way in which a wait ends: the ctx's,
+// ErrPGAdminClosed, a LockTimeoutError, or else err.
+func (w *lockWait) result(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case w.caller.Err() != nil:
+		return ended(w.caller, err)
+	case w.p.life.Err() != nil:
+		return ErrPGAdminClosed
+	case w.limited.Err() != nil:
+		return newLockTimeout(w.id, w.begin, "55P03", "")
+	}
+	return err
+}
+
+// tries tries until it succeeds, fails, or the wait ends. try also tells the
+// server's lock_timeout.
+func (w *lockWait) tries(noWait bool, try func(ctx context.Context) (ok bool, setting string, err error)) (bool, error) {
+	for pause := lockPause(0); ; pause = pause.next() {
+		ok, setting, err := try(w.limited)
+		if err != nil {
+			return false, w.result(err)
+		}
+		limit := parseTimeout(setting)
+		if setting != "" {
+			w.p.lockTimeout.Store(int64(limit))
+		}
+		if ok || noWait {
+			return ok, nil
+		}
+		if limit > 0 && time.Since(w.begin) >= limit {
+			return false, newLockTimeout(w.id, w.begin, "55P03", "")
+		}
+		pause.sleep(w.limited, w.begin, limit)
+		if err := w.limited.Err(); err != nil {
+			return false, w.result(err)
+		}
+	}
+}
+
+// newLockTimeout makes an error like that of a statement that has waited at the
+// server.
+func newLockTimeout(id int64, begin time.Time, state, detail string) error {
+	what := map[string]string{"55P03": "lock", "57014": "statement"}[state]
+	return &LockTimeoutError{id, time.Since(begin), &pq.Error{
+		Severity: "ERROR", Code: pq.ErrorCode(state), Message: "canceling statement due to " + what + " timeout", Detail: detail,
+	}}
+}
 
 // acquire takes a lock. Where it is not acquired, which is no error with NoWait,
 // the hold is nil and the session has nothing.
@@ -247,8 +357,9 @@ func (p *PGAdmin) acquire(ctx context.Context, id int64, o LockOptions) (*hold, 
 	if err := p.check(); err != nil {
 		return nil, nil, err
 	}
-	begin := time.Now()
-	in, err := p.enter(ctx, id, o)
+	w := p.newWait(ctx, id, o)
+	defer w.cancel()
+	in, err := w.enter(o)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -261,106 +372,60 @@ func (p *PGAdmin) acquire(ctx context.Context, id int64, o LockOptions) (*hold, 
 			p.gates.leave(id, o.Shared)
 		}
 	}()
-	s, acquired, err := p.acquireSession(ctx, begin, id, o)
+	s, acquired, err := p.acquireSession(w, lockKey{id, o.Shared}, o)
 	if err != nil || !acquired {
 		return nil, s, err
 	}
 	return &hold{p, lockKey{id, o.Shared}, s}, s, nil
 }
 
-// enter waits for the holders in this process, no longer than the lock's timeout.
-func (p *PGAdmin) enter(ctx context.Context, id int64, o LockOptions) (bool, error) {
-	begin := time.Now()
-	limit := shorter(o.Timeout, time.Duration(p.lockTimeout.Load()))
-	if limit == 0 || o.NoWait {
-		return p.gates.enter(ctx, id, o.Shared, !o.NoWait)
+// enter waits for the holders in this process, no longer than the server's
+// lock_timeout.
+func (w *lockWait) enter(o LockOptions) (bool, error) {
+	ctx := w.limited
+	if limit := time.Duration(w.p.lockTimeout.Load()); limit > 0 && !o.NoWait {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(ctx, w.begin.Add(limit))
+		defer cancel()
 	}
-	limited, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
-	in, err := p.gates.enter(limited, id, o.Shared, true)
-	if err == nil || ctx.Err() != nil || limited.Err() == nil {
-		return in, err
+	in, err := w.p.gates.enter(ctx, w.id, o.Shared, !o.NoWait)
+	if err == nil || w.caller.Err() != nil || w.p.life.Err() != nil || ctx.Err() == nil {
+		return in, w.result(err)
 	}
-	return false, &LockTimeoutError{id, time.Since(begin), &pq.Error{
-		Severity: "ERROR", Code: "55P03", Message: "canceling statement due to lock timeout",
-		Detail: "The lock was held within this process.",
-	}}
-}
-
-// shorter is the shorter one of two timeouts, of which 0 is none.
-func shorter(a, b time.Duration) time.Duration {
-	if a == 0 || b != 0 && b < a {
-		return b
-	}
-	return a
+	return false, newLockTimeout(w.id, w.begin, "55P03", "The lock was held within this process.")
 }
 
 // acquireSession takes a lock at the server.
-func (p *PGAdmin) acquireSession(ctx context.Context, begin time.Time, id int64, o LockOptions) (*Session, bool, error) {
-	key := lockKey{id, o.Shared}
-	for {
-		var ok bool
-		var setting string
-		s, err := p.start(ctx, p.mayKeep, "SELECT pg_backend_pid(), "+lockCall("pg_try_advisory_lock", key)+lockTimeoutColumn, &ok, &setting)
+func (p *PGAdmin) acquireSession(w *lockWait, key lockKey, o LockOptions) (s *Session, acquired bool, err error) {
+	const idleTimeout = "idle_session_timeout"
+	query := askPIDQuery + ", " + lockCall("pg_try_advisory_lock", key) + ", " + currentSetting("lock_timeout") +
+		", coalesce(pg_catalog.current_setting('" + idleTimeout + "'::pg_catalog.text, true), '0')"
+	var idle string
+	acquired, err = w.tries(o.NoWait, func(ctx context.Context) (ok bool, setting string, err error) {
+		s, err = p.start(ctx, p.mayKeep, asNew, query, &ok, &setting, &idle)
+		if err == nil && !ok && !o.NoWait {
+			_ = s.Close() // has nothing
+		}
+		return ok, setting, err
+	})
+	if err != nil {
+		return nil, false, err
+	}
+	if !acquired {
+		return s, false, nil
+	}
+	s.gained(key)
+	if idle != "0" {
+		// A session that has a lock is idle for as long as the work takes.
+		s.mark(func() { s.previous[idleTimeout] = idle })
+		err := s.row(w.limited, asNewPQ, askPIDQuery+", pg_catalog.set_config('"+idleTimeout+"'::pg_catalog.text, '0'::pg_catalog.text, false)", new(string))
 		if err != nil {
-			return nil, false, err
-		}
-		timeout := parseTimeout(setting)
-		p.lockTimeout.Store(int64(timeout))
-		if ok {
-			s.gained(key)
-			return s, true, nil
-		}
-		if o.NoWait {
-			return s, false, nil
-		}
-		limit := shorter(o.Timeout, timeout)
-		waiting, done := p.untilClose(ctx)
-		err = s.row(waiting, waitQuery("pg_advisory_lock", key, p.slice(begin, limit)), new(sql.NullString))
-		err = done(err)
-		if err == nil {
-			s.gained(key)
-			return s, true, nil
-		}
-		if !hasState(err, "55P03") {
-			s.giveUp() // it may have got it just before the error
-			return nil, false, err
-		}
-		_ = s.Close() // has nothing
-		if limit > 0 && time.Since(begin) >= limit {
-			return nil, false, &LockTimeoutError{id, time.Since(begin), err}
+			s.giveUp()
+			return nil, false, w.result(err)
 		}
 	}
+	return s, true, nil
 }
-
-// slice is how long to wait at the server; 0: without a limit of ours.
-func (p *PGAdmin) slice(begin time.Time, limit time.Duration) time.Duration {
-	var slice time.Duration
-	if p.db.Stats().MaxOpenConnections > 0 {
-		slice = lockSlice
-	}
-	if limit > 0 {
-		slice = shorter(slice, max(time.Millisecond, limit-time.Since(begin)))
-	}
-	return slice
-}
-
-// untilClose returns a ctx that also ends when p is closed; done ends it, and
-// turns the error that comes of that into the right one.
-func (p *PGAdmin) untilClose(ctx context.Context) (_ context.Context, done func(error) error) {
-	ctx, cancel := context.WithCancel(ctx)
-	stop := context.AfterFunc(p.life, cancel)
-	return ctx, func(err error) error {
-		stop()
-		cancel()
-		if err != nil && p.life.Err() != nil {
-			return ErrPGAdminClosed
-		}
-		return err
-	}
-}
-
-const lockTimeoutColumn = ", current_setting('lock_timeout')"
 
 // parseTimeout reads a timeout as PostgreSQL writes it: 0, 250ms, 5s, 2min, 1h, 1d.
 func parseTimeout(s string) time.Duration {
@@ -379,20 +444,7 @@ func lockCall(function string, key lockKey) string {
 	if key.shared {
 		function += "_shared"
 	}
-	return function + "(" + strconv.FormatInt(key.id, 10) + ")"
-}
-
-// waitQuery waits for a lock in one round trip, under a lock_timeout that is as
-// it was before afterwards. CASE sets the order (the manual's 4.2.14).
-func waitQuery(function string, key lockKey, timeout time.Duration) string {
-	call := lockCall(function, key) + "::text"
-	if timeout == 0 {
-		return "SELECT pg_backend_pid(), " + call
-	}
-	ms, _ := milliseconds("", timeout)
-	return "SELECT pg_backend_pid(), CASE WHEN set_config('lock_timeout', '" + ms + "', true) <> '' THEN" +
-		" CASE WHEN " + call + " = '' THEN set_config('lock_timeout', old.v, true) END END" +
-		" FROM (SELECT current_setting('lock_timeout') AS v OFFSET 0) old"
+	return "pg_catalog." + function + "('" + strconv.FormatInt(key.id, 10) + "'::pg_catalog.int8)"
 }
 
 // isBadConn tells whether a connection was found dead: by the driver, or, as where

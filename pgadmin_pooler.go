@@ -67,7 +67,7 @@ func (p *PGAdmin) PoolerMode(ctx context.Context) (PoolerMode, error) {
 		return "", errNoPostgres
 	}
 	for attempt := 1; ; attempt++ {
-		conn, err := p.db.Conn(ctx)
+		conn, err := p.take(ctx)
 		if err != nil {
 			return "", err
 		}
@@ -125,7 +125,7 @@ func (p *PGAdmin) probe(ctx context.Context, conn *sql.Conn) (PoolerMode, error)
 	defer done()
 	ctx2, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
-	other, err := second.Conn(ctx2)
+	other, err := p.takeFrom(ctx2, second)
 	if err != nil {
 		return unseen(told), ctx.Err()
 	}
@@ -182,8 +182,10 @@ func (p *PGAdmin) secondDB() (db *sql.DB, done func(), err error) {
 	return p.db, func() {}, nil
 }
 
+const askPIDQuery = "SELECT pg_catalog.pg_backend_pid()"
+
 func askPID(ctx context.Context, conn *sql.Conn) (pid int, err error) {
-	err = conn.QueryRowContext(ctx, "SELECT pg_backend_pid()").Scan(&pid)
+	err = conn.QueryRowContext(ctx, askPIDQuery).Scan(&pid)
 	return pid, err
 }
 

@@ -3,7 +3,6 @@ package baldur
 import (
 	"context"
 	"database/sql"
-	"database/sql/driver"
 	"errors"
 	"fmt"
 	"maps"
@@ -71,7 +70,7 @@ func (p *PGAdmin) Session(ctx context.Context) (*Session, error) {
 
 // openSession pins a connection, and registers it to be closed with p.
 func (p *PGAdmin) openSession(ctx context.Context, name string, may func(context.Context, *sql.Conn) error) (*Session, error) {
-	s, err := p.start(ctx, may, "SELECT pg_backend_pid()")
+	s, err := p.start(ctx, may, asNewPQ, askPIDQuery)
 	if err != nil {
 		return nil, err
 	}
@@ -98,12 +97,12 @@ func (p *PGAdmin) newSession() *Session {
 // start pins a connection and asks it a first thing, for one row whose first
 // column is the backend's process id. A connection that has died in the pool is
 // replaced.
-func (p *PGAdmin) start(ctx context.Context, may func(context.Context, *sql.Conn) error, query string, dest ...any) (*Session, error) {
+func (p *PGAdmin) start(ctx context.Context, may func(context.Context, *sql.Conn) error, how tidy, query string, dest ...any) (*Session, error) {
 	for attempt := 1; ; attempt++ {
 		s := p.newSession()
 		err := s.pin(ctx, may)
 		if err == nil {
-			err = s.row(ctx, query, dest...)
+			err = s.row(ctx, how, query, dest...)
 		}
 		if err == nil {
 			return s, nil
@@ -113,12 +112,6 @@ func (p *PGAdmin) start(ctx context.Context, may func(context.Context, *sql.Conn
 			return nil, err
 		}
 	}
-}
-
-// again tells whether to try another connection: the one of this attempt had died
-// in the pool, and no more had than the pool can have had.
-func (p *PGAdmin) again(ctx context.Context, attempt int, err error) bool {
-	return isBadConn(err) && ctx.Err() == nil && attempt < min(maxAttempts, 3+p.db.Stats().Idle)
 }
 
 // pin takes the connection, where that has not been done.
@@ -137,7 +130,7 @@ func (s *Session) pin(ctx context.Context, may func(context.Context, *sql.Conn) 
 	if err := s.admin.check(); err != nil {
 		return err
 	}
-	conn, err := s.admin.db.Conn(ctx)
+	conn, err := s.admin.take(ctx)
 	if err != nil {
 		return err
 	}
@@ -157,11 +150,11 @@ func (s *Session) pin(ctx context.Context, may func(context.Context, *sql.Conn) 
 
 // row asks for one row whose first column is the backend's process id, which
 // must not change. It ends with ctx and with the session.
-func (s *Session) row(caller context.Context, query string, dest ...any) error {
+func (s *Session) row(caller context.Context, how tidy, query string, dest ...any) error {
 	ctx, cancel := context.WithCancel(caller)
 	defer cancel()
 	defer context.AfterFunc(s.life, cancel)()
-	return ended(caller, s.rowUnended(ctx, query, dest...))
+	return ended(caller, s.rowUnended(ctx, how, query, dest...))
 }
 
 // ended adds ctx's error where the driver's does not tell that it was ctx: pq
@@ -173,12 +166,13 @@ func ended(ctx context.Context, err error) error {
 	return err
 }
 
-func (s *Session) rowUnended(ctx context.Context, query string, dest ...any) error {
+func (s *Session) rowUnended(ctx context.Context, how tidy, query string, dest ...any) error {
 	s.mu.Lock()
 	conn := s.conn
 	s.mu.Unlock()
 	var pid int64
-	if err := conn.QueryRowContext(ctx, query).Scan(append([]any{&pid}, dest...)...); err != nil {
+	each, done := scanOne(append([]any{&pid}, dest...)...)
+	if err := done(askClean(ctx, conn, how, query, each)); err != nil {
 		return err
 	}
 	if was := s.pid.Swap(pid); was != 0 && was != pid && !s.pooled {
@@ -296,9 +290,10 @@ func (s *Session) Close() error {
 	}
 	err := s.cleanUp(conn)
 	if err != nil {
-		_ = conn.Raw(func(any) error { return driver.ErrBadConn }) // discards it
+		discard(conn)
+	} else {
+		_ = conn.Close()
 	}
-	_ = conn.Close()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err == nil || len(s.held) == 0 {
@@ -327,9 +322,11 @@ var errInDoubt = errors.New("baldur: an earlier call has failed")
 func (s *Session) cleanUp(conn *sql.Conn) error {
 	s.mu.Lock()
 	doubt, unclean := s.doubt, s.unclean || len(s.held) > 0
-	query := "SELECT pg_backend_pid()"
+	query := askPIDQuery
+	columns := len(s.previous)
 	if unclean {
-		query += ", pg_advisory_unlock_all()::text"
+		query += ", pg_catalog.pg_advisory_unlock_all()::pg_catalog.text"
+		columns++
 	}
 	query += restore(s.previous)
 	unclean = unclean || len(s.previous) > 0
@@ -342,35 +339,28 @@ func (s *Session) cleanUp(conn *sql.Conn) error {
 	if doubt {
 		// Discarded in any case; the question tells whether the locks, if there
 		// are any, were held up to now.
-		if err := s.rowUnended(ctx, "SELECT pg_backend_pid()"); err != nil {
+		if err := s.rowUnended(ctx, asNewPQ, askPIDQuery); err != nil {
 			return err
 		}
 		s.mark(func() { clear(s.held) })
 		return errInDoubt
 	}
-	columns := make([]any, strings.Count(query, "::text"))
-	for i := range columns {
-		columns[i] = new(string)
+	dest := make([]any, columns)
+	for i := range dest {
+		dest[i] = new(string)
 	}
-	if err := s.rowUnended(ctx, query, columns...); err != nil {
+	if err := s.rowUnended(ctx, asNewPQ, query, dest...); err != nil {
 		return err
 	}
 	s.mark(func() { clear(s.held) })
-	return conn.Raw(func(dc any) error {
-		if c, ok := dc.(driver.Conn); ok {
-			if status := pqTxStatus(Unwrap(c)); status != 0 && status != 'I' {
-				return driver.ErrBadConn // the end of a transaction would bring the settings back
-			}
-		}
-		return nil
-	})
+	return checkIdle(ctx, conn) // the end of a transaction would bring the settings back
 }
 
 // restore is the columns that set settings to what they were.
 func restore(previous map[string]string) string {
 	var b strings.Builder
 	for _, name := range slices.Sorted(maps.Keys(previous)) {
-		fmt.Fprintf(&b, ", set_config('%s', %s, false)::text", name, pq.QuoteLiteral(previous[name]))
+		fmt.Fprintf(&b, ", pg_catalog.set_config('%s'::pg_catalog.text, %s::pg_catalog.text, false)", name, pq.QuoteLiteral(previous[name]))
 	}
 	return b.String()
 }

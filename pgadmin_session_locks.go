@@ -24,8 +24,9 @@ func (s *Session) gained(key lockKey) {
 
 // AcquireAdvisoryLock takes the lock id on this session, where locks nest: it must
 // be released as often as it was taken, and a session does not exclude itself.
-// With wait it waits at the server, and ctx and the session's lock_timeout (a
-// [LockTimeoutError]) and statement_timeout end that. One round trip.
+// With wait it tries again and again, one round trip each, until it has it, ctx
+// ends, or the session's lock_timeout or statement_timeout is over (a
+// [LockTimeoutError]).
 func (s *Session) AcquireAdvisoryLock(ctx context.Context, id int64, wait bool) (bool, error) {
 	return s.acquire(ctx, lockKey{id, false}, wait)
 }
@@ -48,19 +49,40 @@ func (s *Session) acquire(ctx context.Context, key lockKey, wait bool) (ok bool,
 		return false, err
 	}
 	begin := time.Now()
-	if wait {
-		ok, err = true, s.row(ctx, waitQuery("pg_advisory_lock", key, 0), new(string))
-	} else {
-		err = s.row(ctx, "SELECT pg_backend_pid(), "+lockCall("pg_try_advisory_lock", key), &ok)
-	}
-	switch {
-	case err == nil && ok:
-		s.gained(key)
-		return true, nil
-	case err == nil:
-		return false, nil
-	case hasState(err, "55P03"): // raised where it would have waited on
-		return false, &LockTimeoutError{key.id, time.Since(begin), err}
+	for pause := lockPause(0); ; pause = pause.next() {
+		var lock, statement string
+		err = s.row(ctx, asItIs, askPIDQuery+", "+lockCall("pg_try_advisory_lock", key)+", "+currentSetting("lock_timeout")+", "+currentSetting("statement_timeout"),
+			&ok, &lock, &statement)
+		if err != nil {
+			break
+		}
+		if ok {
+			s.gained(key)
+			return true, nil
+		}
+		if !wait {
+			return false, nil
+		}
+		limit, state := parseTimeout(lock), "55P03"
+		if d := parseTimeout(statement); d > 0 && (limit == 0 || d < limit) {
+			limit, state = d, "57014"
+		}
+		if limit > 0 && time.Since(begin) >= limit {
+			return false, newLockTimeout(key.id, begin, state, "")
+		}
+		waiting, stop := context.WithCancel(ctx)
+		unhook := context.AfterFunc(s.life, stop)
+		pause.sleep(waiting, begin, limit)
+		unhook()
+		stop()
+		switch {
+		case ctx.Err() != nil:
+			return false, ctx.Err()
+		case s.admin.life.Err() != nil:
+			return false, ErrPGAdminClosed
+		case s.life.Err() != nil:
+			return false, sql.ErrConnDone
+		}
 	}
 	// It may have got it just before the error. If the session lives on it is not
 	// to keep it, where that can be told from a hold of before.
@@ -71,7 +93,7 @@ func (s *Session) acquire(ctx context.Context, key lockKey, wait bool) (ok bool,
 	if !had && hasState(err, "57014") {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 		defer cancel()
-		_ = s.row(ctx, "SELECT pg_backend_pid(), "+lockCall("pg_advisory_unlock", key), new(bool))
+		_ = s.row(ctx, asNewPQ, askPIDQuery+", "+lockCall("pg_advisory_unlock", key), new(bool))
 	}
 	return false, err
 }
@@ -103,7 +125,7 @@ func (s *Session) release(ctx context.Context, key lockKey) (ok bool, err error)
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 	defer cancel()
-	err = s.row(ctx, "SELECT pg_backend_pid(), "+lockCall("pg_advisory_unlock", key), &ok)
+	err = s.row(ctx, asNewPQ, askPIDQuery+", "+lockCall("pg_advisory_unlock", key), &ok)
 	s.mu.Lock()
 	h := s.held[key]
 	had := h != nil

@@ -38,21 +38,30 @@ func (s *Session) ResetTimeouts(ctx context.Context) error {
 	if s.admin == nil {
 		return nil
 	}
+	timeouts := map[string]string{}
+	var dest []any
 	s.mu.Lock()
-	columns := restore(s.previous)
-	n := len(s.previous)
+	for _, name := range []string{"lock_timeout", "statement_timeout"} {
+		if v, ok := s.previous[name]; ok {
+			timeouts[name] = v
+			dest = append(dest, new(string))
+		}
+	}
 	s.mu.Unlock()
-	if n == 0 {
+	if len(timeouts) == 0 {
 		return nil
 	}
 	if err := s.pin(ctx, s.admin.mayKeep); err != nil {
 		return err
 	}
-	dest := []any{new(string), new(string)}[:n]
-	if err := s.row(ctx, "SELECT pg_backend_pid()"+columns, dest...); err != nil {
+	if err := s.row(ctx, asItIs, askPIDQuery+restore(timeouts), dest...); err != nil {
 		return err
 	}
-	s.mark(func() { clear(s.previous) })
+	s.mark(func() {
+		for name := range timeouts {
+			delete(s.previous, name)
+		}
+	})
 	return nil
 }
 
@@ -65,14 +74,15 @@ type setting1 struct {
 // set sets timeouts in one round trip that also tells what they were. PostgreSQL
 // takes a setting back if the statement fails.
 func (s *Session) set(ctx context.Context, settings ...setting1) error {
-	query := "WITH old AS (SELECT current_setting('lock_timeout') AS l, current_setting('statement_timeout') AS s OFFSET 0) SELECT pg_backend_pid(), l, s"
+	query := "WITH old AS MATERIALIZED (SELECT " + currentSetting("lock_timeout") + " AS l, " + currentSetting("statement_timeout") + " AS s)" +
+		" SELECT pg_catalog.pg_backend_pid(), l, s"
 	dest := []any{new(string), new(string)}
 	for _, v := range settings {
 		ms, err := milliseconds(v.name, v.d)
 		if err != nil {
 			return err
 		}
-		query += ", set_config('" + v.name + "', '" + ms + "', false)"
+		query += ", pg_catalog.set_config('" + v.name + "'::pg_catalog.text, '" + ms + "'::pg_catalog.text, false)"
 		dest = append(dest, new(string))
 	}
 	if s.admin == nil {
@@ -81,7 +91,7 @@ func (s *Session) set(ctx context.Context, settings ...setting1) error {
 	if err := s.pin(ctx, s.admin.mayKeep); err != nil {
 		return err
 	}
-	if err := s.row(ctx, query+" FROM old", dest...); err != nil {
+	if err := s.row(ctx, asItIs, query+" FROM old", dest...); err != nil {
 		if !hasState(err, "57014") { // statement_timeout: the one before was too short
 			s.mark(func() { s.doubt = true })
 		}

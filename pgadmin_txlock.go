@@ -3,9 +3,8 @@ package baldur
 import (
 	"context"
 	"database/sql"
-	"errors"
 	"fmt"
-	"time"
+	"strings"
 )
 
 // WithTxAdvisoryLock calls f in a transaction that has the lock until it ends
@@ -22,8 +21,9 @@ func (p *PGAdmin) WithTxAdvisoryLock(ctx context.Context, id int64, opts LockOpt
 	if err := p.check(); err != nil {
 		return err
 	}
-	begin := time.Now()
-	in, err := p.enter(ctx, id, opts)
+	w := p.newWait(ctx, id, opts)
+	defer w.cancel()
+	in, err := w.enter(opts)
 	if err != nil {
 		return err
 	}
@@ -32,51 +32,91 @@ func (p *PGAdmin) WithTxAdvisoryLock(ctx context.Context, id int64, opts LockOpt
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	tx, acquired, err := p.beginLocked(ctx, begin, lockKey{id, opts.Shared}, opts, in)
+	tx, acquired, err := w.beginLocked(ctx, cancel, lockKey{id, opts.Shared}, opts, in)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = tx.Rollback() }() // also if f panics; after Commit it does nothing
-	if err := f(ctx, tx, acquired); err != nil {
+	defer tx.end() // also if f panics; after Commit it gives the connection back
+	if err := f(ctx, tx.Tx, acquired); err != nil {
 		return err
 	}
 	return tx.Commit()
 }
 
+// The settings of a transaction that a lock's must not meet, and that the program's
+// statements in it are to meet again.
+var txSettings = []string{"statement_timeout", "lock_timeout", "default_transaction_isolation", "default_transaction_read_only"}
+
+// inTx is a request that meets them as they are in a new session.
+func inTx(query string) request {
+	var keep, reset, restore []string
+	for _, name := range txSettings {
+		keep = append(keep, setConfig("baldur."+name, currentSetting(name)))
+		reset = append(reset, setConfig(name, "NULL"))
+		restore = append(restore, setConfig(name, currentSetting("baldur."+name)))
+	}
+	return request{
+		before: []string{"SELECT " + strings.Join(keep, ", "), "SELECT " + strings.Join(reset, ", ")},
+		query:  query,
+		after:  []string{"SELECT " + strings.Join(restore, ", ")},
+	}
+}
+
 // beginLocked begins a transaction and takes the lock in it, unless the gate has
-// not been entered.
-func (p *PGAdmin) beginLocked(ctx context.Context, begin time.Time, key lockKey, o LockOptions, in bool) (*sql.Tx, bool, error) {
-	for {
-		tx, err := p.db.BeginTx(ctx, nil)
-		if isBadConn(err) { // as PgBouncer in statement mode answers BEGIN
-			if mode, e := p.PoolerMode(ctx); e == nil && mode == PoolerStatement {
-				return nil, false, errors.Join(&PoolerError{mode}, err)
+// not been entered. The transaction ends with ctx, which cancel ends.
+func (w *lockWait) beginLocked(ctx context.Context, cancel func(), key lockKey, o LockOptions, in bool) (tx *adminTx, acquired bool, err error) {
+	stop := context.AfterFunc(w.limited, cancel)
+	query := "SELECT " + lockCall("pg_try_advisory_xact_lock", key)
+	for _, name := range []string{"lock_timeout", "transaction_isolation", "default_transaction_isolation", "transaction_read_only", "default_transaction_read_only"} {
+		query += ", " + currentSetting(name)
+	}
+	mode := ""
+	try := func(limited context.Context) (ok bool, lockTimeout string, err error) {
+		for {
+			tx, err = w.p.begin(limited, ctx, mode)
+			if err != nil || !in {
+				return false, "", err
 			}
-		}
-		if err != nil || !in {
-			return tx, false, err
-		}
-		var ok bool
-		var setting string
-		err = tx.QueryRowContext(ctx, "SELECT "+lockCall("pg_try_advisory_xact_lock", key)+lockTimeoutColumn).Scan(&ok, &setting)
-		if err == nil && (ok || o.NoWait) {
-			return tx, ok, nil
-		}
-		limit := shorter(o.Timeout, parseTimeout(setting))
-		if err == nil {
-			waiting, done := p.untilClose(ctx)
-			err = tx.QueryRowContext(waiting, waitQuery("pg_advisory_xact_lock", key, p.slice(begin, limit))).Scan(new(int), new(sql.NullString))
-			err = done(ended(ctx, err))
-		}
-		if err == nil {
-			return tx, true, nil
-		}
-		_ = tx.Rollback()
-		if !hasState(err, "55P03") {
-			return nil, false, err
-		}
-		if limit > 0 && time.Since(begin) >= limit {
-			return nil, false, &LockTimeoutError{key.id, time.Since(begin), err}
+			var isolation, isolationOfNew, readOnly, readOnlyOfNew string
+			err = tx.ask(limited, inTx(query), &ok, &lockTimeout, &isolation, &isolationOfNew, &readOnly, &readOnlyOfNew)
+			if err != nil {
+				tx.end()
+				return false, "", err
+			}
+			asOfNew := isolation == isolationOfNew && (readOnly == "off" || readOnlyOfNew == "on")
+			if mode == "" && !asOfNew { // what somebody has set on this connection
+				tx.end()
+				mode = txMode(isolationOfNew, readOnlyOfNew)
+				continue
+			}
+			if !ok && !o.NoWait {
+				tx.end() // nothing is open while it waits
+			}
+			return ok, lockTimeout, nil
 		}
 	}
+	acquired, err = w.tries(o.NoWait, try)
+	if err == nil && !stop() {
+		tx.end()
+		err = w.result(context.Canceled) // just before it was over
+	}
+	if err != nil {
+		stop()
+		return nil, false, err
+	}
+	return tx, acquired, nil
+}
+
+// txMode is the mode of SET TRANSACTION for these settings.
+func txMode(isolation, readOnly string) string {
+	mode := "ISOLATION LEVEL " + map[string]string{
+		"read uncommitted": "READ UNCOMMITTED", "repeatable read": "REPEATABLE READ", "serializable": "SERIALIZABLE",
+	}[isolation]
+	if mode == "ISOLATION LEVEL " {
+		mode += "READ COMMITTED"
+	}
+	if readOnly == "off" {
+		mode += ", READ WRITE"
+	}
+	return mode
 }

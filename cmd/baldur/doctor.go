@@ -159,7 +159,7 @@ func connectAdvice(err error) string {
 func checkVersion(ctx context.Context, db *sql.DB, _ *baldur.PGAdmin, _ int) (check, error) {
 	var number int
 	var version string
-	if err := db.QueryRowContext(ctx, "SELECT current_setting('server_version_num')::int, current_setting('server_version')").Scan(&number, &version); err != nil {
+	if err := db.QueryRowContext(ctx, "SELECT pg_catalog.current_setting('server_version_num'::pg_catalog.text)::pg_catalog.int4, pg_catalog.current_setting('server_version'::pg_catalog.text)").Scan(&number, &version); err != nil {
 		return check{}, err
 	}
 	c := check{Name: "server version", Found: "PostgreSQL " + version, OK: number >= 140000}
@@ -198,9 +198,12 @@ func checkPooler(ctx context.Context, _ *sql.DB, admin *baldur.PGAdmin, _ int) (
 func checkConnections(ctx context.Context, db *sql.DB, _ *baldur.PGAdmin, poolSize int) (check, error) {
 	var most, reserved, used int
 	var limit sql.NullInt64
-	err := db.QueryRowContext(ctx, `SELECT current_setting('max_connections')::int,`+
-		` current_setting('superuser_reserved_connections')::int + coalesce(nullif(current_setting('reserved_connections', true), ''), '0')::int,`+
-		` (SELECT sum(numbackends) FROM pg_stat_database), (SELECT nullif(datconnlimit, -1) FROM pg_database WHERE datname = current_database())`).Scan(&most, &reserved, &used, &limit)
+	err := db.QueryRowContext(ctx, `SELECT pg_catalog.current_setting('max_connections'::pg_catalog.text)::pg_catalog.int4,`+
+		` pg_catalog.current_setting('superuser_reserved_connections'::pg_catalog.text)::pg_catalog.int4`+
+		` OPERATOR(pg_catalog.+) coalesce(pg_catalog.current_setting('reserved_connections'::pg_catalog.text, true)::pg_catalog.int4, 0),`+
+		` (SELECT pg_catalog.sum(numbackends) FROM pg_catalog.pg_stat_database),`+
+		` (SELECT CASE WHEN datconnlimit OPERATOR(pg_catalog.<>) (-1) THEN datconnlimit END FROM pg_catalog.pg_database`+
+		` WHERE datname OPERATOR(pg_catalog.=) pg_catalog.current_database())`).Scan(&most, &reserved, &used, &limit)
 	if err != nil {
 		return check{}, err
 	}
@@ -228,7 +231,7 @@ func checkConnections(ctx context.Context, db *sql.DB, _ *baldur.PGAdmin, poolSi
 func checkIdleTimeout(ctx context.Context, db *sql.DB, _ *baldur.PGAdmin, _ int) (check, error) {
 	const name = "idle_in_transaction_session_timeout"
 	var v string
-	if err := db.QueryRowContext(ctx, "SELECT current_setting('"+name+"')").Scan(&v); err != nil {
+	if err := db.QueryRowContext(ctx, "SELECT pg_catalog.current_setting('"+name+"'::pg_catalog.text)").Scan(&v); err != nil {
 		return check{}, err
 	}
 	if v == "0" {
@@ -241,8 +244,9 @@ func checkTLS(ctx context.Context, db *sql.DB, admin *baldur.PGAdmin, _ int) (ch
 	var version sql.NullString
 	var tcp, local bool
 	// Behind a pooler this is its connection, and what is between us and it is not known.
-	err := db.QueryRowContext(ctx, `SELECT s.version, a.client_addr IS NOT NULL, coalesce(a.client_addr <<= '127.0.0.0/8' OR a.client_addr = '::1', false)`+
-		` FROM pg_stat_ssl s JOIN pg_stat_get_activity(pg_backend_pid()) a USING (pid)`).Scan(&version, &tcp, &local)
+	err := db.QueryRowContext(ctx, `SELECT s.version, a.client_addr IS NOT NULL,`+
+		` coalesce(a.client_addr OPERATOR(pg_catalog.<<=) '127.0.0.0/8'::pg_catalog.inet OR a.client_addr OPERATOR(pg_catalog.=) '::1'::pg_catalog.inet, false)`+
+		` FROM pg_catalog.pg_stat_ssl s JOIN pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid()) a ON a.pid OPERATOR(pg_catalog.=) s.pid`).Scan(&version, &tcp, &local)
 	if err != nil {
 		return check{}, err
 	}
@@ -264,7 +268,7 @@ func checkTLS(ctx context.Context, db *sql.DB, admin *baldur.PGAdmin, _ int) (ch
 func checkRights(ctx context.Context, db *sql.DB, _ *baldur.PGAdmin, _ int) (check, error) {
 	var role string
 	var all bool
-	if err := db.QueryRowContext(ctx, "SELECT current_user, pg_has_role(current_user, 'pg_read_all_stats', 'USAGE')").Scan(&role, &all); err != nil {
+	if err := db.QueryRowContext(ctx, "SELECT current_user, pg_catalog.pg_has_role(current_user, 'pg_read_all_stats'::pg_catalog.name, 'USAGE'::pg_catalog.text)").Scan(&role, &all); err != nil {
 		return check{}, err
 	}
 	c := check{"rights", all, fmt.Sprintf("role %q sees all of pg_stat_activity", role), "Nothing to do."}

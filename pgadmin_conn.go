@@ -1,0 +1,358 @@
+package baldur
+
+import (
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"database/sql/driver"
+	"encoding/hex"
+	"errors"
+	"reflect"
+	"strings"
+)
+
+// How a PGAdmin comes by a connection of the pool, and asks it.
+//
+// A pooled connection carries what the program has left on it. A transaction is
+// the worst: what is done in it is undone when somebody ends it. So a connection
+// that is in one is discarded and another is taken. Settings are set for the one
+// request, in the same message; a role and a search_path are the program's choice
+// and stay. (DISCARD ALL would undo both, and break every sql.Stmt.)
+
+// take takes a connection of the pool that is in no transaction.
+func (p *PGAdmin) take(ctx context.Context) (*sql.Conn, error) {
+	return p.takeFrom(ctx, p.db)
+}
+
+func (p *PGAdmin) takeFrom(ctx context.Context, db *sql.DB) (*sql.Conn, error) {
+	for attempt := 1; ; attempt++ {
+		conn, err := db.Conn(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if err = checkIdle(ctx, conn); err == nil {
+			return conn, nil
+		}
+		discard(conn)
+		if !errors.Is(err, errInTransaction) && !isBadConn(err) || !p.mayRetry(ctx, attempt) {
+			return nil, err
+		}
+	}
+}
+
+var errInTransaction = errors.New("baldur: the pool's connections come in an open transaction")
+
+// discard closes a connection, instead of giving it back.
+func discard(conn *sql.Conn) {
+	_ = conn.Raw(func(any) error { return driver.ErrBadConn })
+	_ = conn.Close()
+}
+
+// checkIdle returns errInTransaction if the connection is in a transaction.
+func checkIdle(ctx context.Context, conn *sql.Conn) error {
+	status, _, err := connStatus(conn)
+	switch {
+	case err != nil:
+		return err
+	case status == 'I':
+		return nil
+	case status != 0:
+		return errInTransaction
+	}
+	// The driver does not tell. What is set for a transaction is there in the next
+	// statement only if that is in the same one.
+	var b [8]byte
+	_, _ = rand.Read(b[:])
+	token := hex.EncodeToString(b[:])
+	err = conn.QueryRowContext(ctx, "SELECT pg_catalog.set_config('baldur.transaction'::pg_catalog.text, '"+token+"'::pg_catalog.text, true)").Scan(new(string))
+	if hasState(err, "25P02") {
+		return errInTransaction
+	}
+	if err != nil {
+		return err
+	}
+	var got sql.NullString
+	err = conn.QueryRowContext(ctx, "SELECT pg_catalog.current_setting('baldur.transaction'::pg_catalog.text, true)").Scan(&got)
+	if err == nil && got.String == token {
+		return errInTransaction
+	}
+	return err
+}
+
+// connStatus is a connection's transaction status, in the server's last word as
+// the driver has kept it: 'I' idle, 'T' in a transaction, 'E' in a failed one; 0
+// if the driver does not tell.
+func connStatus(conn *sql.Conn) (status byte, isLibPQ bool, err error) {
+	err = conn.Raw(func(dc any) error {
+		if c, ok := dc.(driver.Conn); ok {
+			c = Unwrap(c)
+			if status = pqTxStatus(c); status != 0 {
+				isLibPQ = true
+			} else {
+				status = pgxTxStatus(c)
+			}
+		}
+		return nil
+	})
+	return status, isLibPQ, err
+}
+
+// pgxTxStatus is c.Conn().PgConn().TxStatus() of pgx's stdlib connection, which
+// the root package does not import; else 0. The names are constants, so that the
+// linker still drops other methods.
+func pgxTxStatus(c driver.Conn) byte {
+	v := reflect.ValueOf(c).MethodByName("Conn")
+	if !v.IsValid() || v.Type().NumIn() != 0 || v.Type().NumOut() != 1 {
+		return 0
+	}
+	if v = v.Call(nil)[0]; v.Kind() != reflect.Pointer || v.IsNil() {
+		return 0
+	}
+	v = v.MethodByName("PgConn")
+	if !v.IsValid() || v.Type().NumIn() != 0 || v.Type().NumOut() != 1 {
+		return 0
+	}
+	if v = v.Call(nil)[0]; v.Kind() != reflect.Pointer || v.IsNil() {
+		return 0
+	}
+	if s, ok := v.Interface().(interface{ TxStatus() byte }); ok {
+		return s.TxStatus()
+	}
+	return 0
+}
+
+// setConfig sets a setting for the transaction, by a column of a SELECT; value is
+// an expression. To set NULL is to RESET: what the role, the database or the DSN
+// give a new session.
+func setConfig(name, value string) string {
+	return "pg_catalog.set_config('" + name + "'::pg_catalog.text, " + value + "::pg_catalog.text, true)"
+}
+
+// ifKnown is setConfig for a setting that not every version has.
+func ifKnown(name, value string) string {
+	return "CASE WHEN pg_catalog.current_setting('" + name + "'::pg_catalog.text, true) IS NOT NULL THEN " + setConfig(name, value) + " END"
+}
+
+func currentSetting(name string) string {
+	return "pg_catalog.current_setting('" + name + "'::pg_catalog.text)"
+}
+
+// isolate comes before the first query: a SERIALIZABLE READ ONLY DEFERRABLE
+// transaction, which a session's defaults can make of any, may wait for others.
+const isolate = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED"
+
+// settle makes a request's result, and whether it has one, independent of the
+// settings that the session has.
+var settle = "SELECT " + strings.Join([]string{
+	setConfig("statement_timeout", "NULL"), setConfig("lock_timeout", "NULL"), ifKnown("transaction_timeout", "NULL"),
+	setConfig("client_encoding", "'UTF8'"), setConfig("DateStyle", "'ISO'"), setConfig("extra_float_digits", "'1'"),
+}, ", ")
+
+// A request is a query with what has to be said before and after it in the same
+// transaction, of which the results are of no interest.
+type request struct {
+	before []string
+	query  string
+	after  []string
+}
+
+// tidy says how much of a session's settings a request must not meet.
+type tidy struct {
+	before []string
+	needed bool // also where it costs a transaction: with other drivers than lib/pq
+}
+
+var (
+	asNew   = tidy{[]string{isolate, settle}, true}
+	asNewPQ = tidy{[]string{isolate, settle}, false}
+	asItIs  = tidy{[]string{isolate}, false} // the request reads settings
+)
+
+// askClean asks a connection. Where the driver does not tell whether that is in a
+// transaction, one that must be clean is not: see take.
+func askClean(ctx context.Context, conn *sql.Conn, how tidy, query string, each func(*sql.Rows) error) error {
+	status, isLibPQ, err := connStatus(conn)
+	switch {
+	case err != nil:
+		return err
+	case status == 'I' && isLibPQ:
+		return askAtOnce(ctx, conn, request{before: how.before, query: query}, each)
+	case status != 'I' && status != 0 || !how.needed:
+		return askAtOnce(ctx, conn, request{query: query}, each)
+	}
+	// One message has one statement with other drivers, so it takes a transaction.
+	tx, err := conn.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = tx.Rollback() }()
+	if err := askInTurn(ctx, tx, request{before: how.before, query: query}, each); err != nil {
+		return err
+	}
+	return tx.Commit()
+}
+
+type queryer interface {
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
+}
+
+// askAtOnce sends a request as one message, which lib/pq can.
+func askAtOnce(ctx context.Context, q queryer, r request, each func(*sql.Rows) error) error {
+	rows, err := q.QueryContext(ctx, strings.Join(append(append(r.before[:len(r.before):len(r.before)], r.query), r.after...), ";\n"))
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	set := 0 // SET TRANSACTION has no result
+	for _, s := range r.before {
+		if strings.HasPrefix(s, "SELECT ") {
+			set++
+		}
+	}
+	for {
+		for rows.Next() {
+			if set != 0 {
+				continue
+			}
+			if err := each(rows); err != nil {
+				return err
+			}
+		}
+		if set--; !rows.NextResultSet() {
+			return rows.Err()
+		}
+	}
+}
+
+// askInTurn sends a request's statements one by one.
+func askInTurn(ctx context.Context, q queryer, r request, each func(*sql.Rows) error) error {
+	for _, s := range r.before {
+		if _, err := q.ExecContext(ctx, s); err != nil {
+			return err
+		}
+	}
+	if err := askAtOnce(ctx, q, request{query: r.query}, each); err != nil {
+		return err
+	}
+	for _, s := range r.after {
+		if _, err := q.ExecContext(ctx, s); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// scanOne returns what scans the first row, and what says whether there was one.
+func scanOne(dest ...any) (each func(*sql.Rows) error, done func(error) error) {
+	n := 0
+	return func(rows *sql.Rows) error {
+			if n++; n > 1 {
+				return nil
+			}
+			return rows.Scan(dest...)
+		}, func(err error) error {
+			if err == nil && n == 0 {
+				return sql.ErrNoRows
+			}
+			return err
+		}
+}
+
+// row asks for one row on any connection of the pool.
+func (p *PGAdmin) row(ctx context.Context, query string, dest ...any) error {
+	each, done := scanOne(dest...)
+	return done(p.rows(ctx, query, each))
+}
+
+// rows asks for rows on any connection of the pool. A connection that has died in
+// the pool is replaced.
+func (p *PGAdmin) rows(ctx context.Context, query string, each func(*sql.Rows) error) error {
+	if p.db == nil {
+		return errNoPostgres
+	}
+	for attempt := 1; ; attempt++ {
+		conn, err := p.take(ctx)
+		if err != nil {
+			return err
+		}
+		seen := false
+		err = askClean(ctx, conn, asNew, query, func(rows *sql.Rows) error {
+			seen = true
+			return each(rows)
+		})
+		if isBadConn(err) {
+			discard(conn)
+		} else {
+			_ = conn.Close()
+		}
+		if seen || !p.again(ctx, attempt, err) {
+			return err
+		}
+	}
+}
+
+// again tells whether to try another connection: the one of this attempt had died
+// in the pool, and no more had than the pool can have had.
+func (p *PGAdmin) again(ctx context.Context, attempt int, err error) bool {
+	return isBadConn(err) && p.mayRetry(ctx, attempt)
+}
+
+func (p *PGAdmin) mayRetry(ctx context.Context, attempt int) bool {
+	return ctx.Err() == nil && attempt < min(maxAttempts, 3+p.db.Stats().Idle)
+}
+
+// adminTx is a transaction with its connection.
+type adminTx struct {
+	*sql.Tx
+	conn    *sql.Conn
+	isLibPQ bool
+}
+
+// begin begins a transaction on a connection that was in none. mode is as of SET
+// TRANSACTION; "": the session's defaults. The transaction ends with life; ctx is
+// for getting it.
+func (p *PGAdmin) begin(ctx, life context.Context, mode string) (*adminTx, error) {
+	for attempt := 1; ; attempt++ {
+		conn, err := p.take(ctx)
+		if err != nil {
+			return nil, err
+		}
+		_, isLibPQ, _ := connStatus(conn)
+		tx, err := conn.BeginTx(life, nil)
+		if err == nil && mode != "" {
+			if _, err = tx.ExecContext(ctx, "SET TRANSACTION "+mode); err != nil {
+				_ = tx.Rollback()
+			}
+		}
+		if err == nil {
+			return &adminTx{tx, conn, isLibPQ}, nil
+		}
+		if isBadConn(err) {
+			discard(conn)
+			// As PgBouncer in statement mode answers BEGIN.
+			if mode, e := p.PoolerMode(ctx); e == nil && mode == PoolerStatement {
+				return nil, errors.Join(&PoolerError{mode}, err)
+			}
+		} else {
+			_ = conn.Close()
+		}
+		if !p.again(ctx, attempt, err) {
+			return nil, err
+		}
+	}
+}
+
+// end rolls back what is not committed, and gives the connection back.
+func (t *adminTx) end() {
+	_ = t.Rollback()
+	_ = t.conn.Close()
+}
+
+func (t *adminTx) ask(ctx context.Context, r request, dest ...any) error {
+	each, done := scanOne(dest...)
+	if t.isLibPQ {
+		return done(askAtOnce(ctx, t.Tx, r, each))
+	}
+	return done(askInTurn(ctx, t.Tx, r, each))
+}
