@@ -46,6 +46,11 @@ const queryTimeout = time.Minute
 // which the testing package exits with the status of the tests.
 func Main(m *testing.M) {
 	defer stopAll()
+	defer func() {
+		for _, f := range atEnd {
+			f()
+		}
+	}()
 	m.Run()
 }
 
@@ -144,8 +149,8 @@ func unavailable(t testing.TB, err error) {
 	t.Fatal(err)
 }
 
-// createDatabase creates a database on the server of dsn and drops it when the test ends.
-func createDatabase(t testing.TB, dsn, name string) {
+// createDatabase creates a database on the server of dsn, perhaps as a copy, and drops it when the test ends.
+func createDatabase(t testing.TB, dsn, name string, template ...string) {
 	t.Helper()
 	connector, err := pq.NewConnector(dsn)
 	if err != nil {
@@ -161,7 +166,11 @@ func createDatabase(t testing.TB, dsn, name string) {
 		}
 		return nil
 	}
-	if err := exec("CREATE DATABASE " + pq.QuoteIdentifier(name)); err != nil {
+	create := "CREATE DATABASE " + pq.QuoteIdentifier(name)
+	for _, other := range template {
+		create += " TEMPLATE " + pq.QuoteIdentifier(other)
+	}
+	if err := exec(create); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
