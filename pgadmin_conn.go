@@ -25,7 +25,7 @@ func (p *PGAdmin) take(ctx context.Context) (*sql.Conn, error) {
 }
 
 func (p *PGAdmin) takeFrom(ctx context.Context, db *sql.DB) (*sql.Conn, error) {
-	for attempt := 1; ; attempt++ {
+	for left := p.attempts(); ; left-- {
 		conn, err := db.Conn(ctx)
 		if err != nil {
 			return nil, err
@@ -34,7 +34,7 @@ func (p *PGAdmin) takeFrom(ctx context.Context, db *sql.DB) (*sql.Conn, error) {
 			return conn, nil
 		}
 		discard(conn)
-		if !errors.Is(err, errInTransaction) && !isBadConn(err) || !p.mayRetry(ctx, attempt) {
+		if !errors.Is(err, errInTransaction) && !isBadConn(err) || !p.mayRetry(ctx, left) {
 			return nil, err
 		}
 	}
@@ -271,7 +271,7 @@ func (p *PGAdmin) rows(ctx context.Context, query string, each func(*sql.Rows) e
 	if p.db == nil {
 		return errNoPostgres
 	}
-	for attempt := 1; ; attempt++ {
+	for left := p.attempts(); ; left-- {
 		conn, err := p.take(ctx)
 		if err != nil {
 			return err
@@ -286,21 +286,28 @@ func (p *PGAdmin) rows(ctx context.Context, query string, each func(*sql.Rows) e
 		} else {
 			_ = conn.Close()
 		}
-		if seen || !p.again(ctx, attempt, err) {
+		if seen || !p.again(ctx, left, err) {
 			return err
 		}
 	}
 }
 
-// again tells whether to try another connection: the one of this attempt had died
-// in the pool, and no more had than the pool can have had.
-func (p *PGAdmin) again(ctx context.Context, attempt int, err error) bool {
-	return isBadConn(err) && p.mayRetry(ctx, attempt)
+// attempts is how often a call is made anew that finds its connection dead or in a
+// transaction: all that the pool has may be, as after a restart of the server.
+func (p *PGAdmin) attempts() int {
+	if p.db == nil {
+		return 1
+	}
+	return 3 + p.db.Stats().OpenConnections
 }
 
-func (p *PGAdmin) mayRetry(ctx context.Context, attempt int) bool {
-	return ctx.Err() == nil && attempt < min(maxAttempts, 3+p.db.Stats().Idle)
+// again tells whether to try another connection: the one of this attempt had died
+// in the pool.
+func (p *PGAdmin) again(ctx context.Context, left int, err error) bool {
+	return isBadConn(err) && p.mayRetry(ctx, left)
 }
+
+func (p *PGAdmin) mayRetry(ctx context.Context, left int) bool { return ctx.Err() == nil && left > 1 }
 
 // adminTx is a transaction with its connection.
 type adminTx struct {
@@ -313,7 +320,7 @@ type adminTx struct {
 // TRANSACTION; "": the session's defaults. The transaction ends with life; ctx is
 // for getting it.
 func (p *PGAdmin) begin(ctx, life context.Context, mode string) (*adminTx, error) {
-	for attempt := 1; ; attempt++ {
+	for left := p.attempts(); ; left-- {
 		conn, err := p.take(ctx)
 		if err != nil {
 			return nil, err
@@ -337,7 +344,7 @@ func (p *PGAdmin) begin(ctx, life context.Context, mode string) (*adminTx, error
 		} else {
 			_ = conn.Close()
 		}
-		if !p.again(ctx, attempt, err) {
+		if !p.again(ctx, left, err) {
 			return nil, err
 		}
 	}

@@ -66,14 +66,14 @@ func (p *PGAdmin) PoolerMode(ctx context.Context) (PoolerMode, error) {
 	if p.db == nil {
 		return "", errNoPostgres
 	}
-	for attempt := 1; ; attempt++ {
+	for left := p.attempts(); ; left-- {
 		conn, err := p.take(ctx)
 		if err != nil {
 			return "", err
 		}
 		mode, err := p.poolerMode(ctx, conn)
 		_ = conn.Close()
-		if !p.again(ctx, attempt, err) {
+		if !p.again(ctx, left, err) {
 			return mode, err
 		}
 	}

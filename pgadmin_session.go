@@ -16,14 +16,8 @@ import (
 	"github.com/lib/pq"
 )
 
-const (
-	// maxAttempts is how many times anew a call is made that has found its
-	// connection dead: after a restart of the server all of a pool's are.
-	maxAttempts = 100
-
-	// cleanupTimeout bounds a release and a clean-up, which heed no ctx.
-	cleanupTimeout = 5 * time.Second
-)
+// cleanupTimeout bounds a release and a clean-up, which heed no ctx.
+const cleanupTimeout = 5 * time.Second
 
 // Session is one session of the server's, on a connection pinned for it. It
 // keeps what PostgreSQL keeps for a session: advisory locks and settings. Close
@@ -98,7 +92,7 @@ func (p *PGAdmin) newSession() *Session {
 // column is the backend's process id. A connection that has died in the pool is
 // replaced.
 func (p *PGAdmin) start(ctx context.Context, may func(context.Context, *sql.Conn) error, how tidy, query string, dest ...any) (*Session, error) {
-	for attempt := 1; ; attempt++ {
+	for left := p.attempts(); ; left-- {
 		s := p.newSession()
 		err := s.pin(ctx, may)
 		if err == nil {
@@ -108,7 +102,7 @@ func (p *PGAdmin) start(ctx context.Context, may func(context.Context, *sql.Conn
 			return s, nil
 		}
 		s.giveUp()
-		if !p.again(ctx, attempt, err) {
+		if !p.again(ctx, left, err) {
 			return nil, err
 		}
 	}

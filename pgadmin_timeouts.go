@@ -141,12 +141,12 @@ func (p *PGAdmin) WithTimeouts(ctx context.Context, lock, statement time.Duratio
 			err = e
 		}
 	}()
-	for attempt := 1; len(settings) > 0; attempt++ {
+	for left := p.attempts(); len(settings) > 0; left-- {
 		err := s.set(ctx, settings...)
 		if err == nil {
 			break
 		}
-		if !p.again(ctx, attempt, err) {
+		if !p.again(ctx, left, err) {
 			return err
 		}
 		s.giveUp() // it had died in the pool
