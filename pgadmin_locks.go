@@ -14,6 +14,7 @@ import (
 	"net"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/lib/pq"
@@ -99,11 +100,29 @@ type hold struct {
 	p   *PGAdmin
 	key lockKey
 	s   *Session
+
+	sock     *socket         // nil: the driver dials by itself
+	life     context.Context // until the lock is released or lost
+	stop     context.CancelCauseFunc
+	watching sync.Once
+}
+
+func newHold(p *PGAdmin, key lockKey, s *Session) *hold {
+	h := &hold{p: p, key: key, s: s}
+	h.life, h.stop = context.WithCancelCause(context.Background())
+	_ = s.conn.Raw(func(dc any) error {
+		if c, ok := dc.(interface{ record() *record }); ok {
+			h.sock = c.record().sock
+		}
+		return nil
+	})
+	return h
 }
 
 // end closes the session, in which the lock is released, and lets the next in.
 func (h *hold) end() error {
 	defer h.p.gates.leave(h.key.id, h.key.shared)
+	h.stop(nil)
 	return h.s.Close()
 }
 
@@ -217,32 +236,44 @@ func (p *PGAdmin) release(key lockKey) (bool, error) {
 // WithAdvisoryLock calls f with a Session that has the lock, and releases it
 // however f ends, a panic and runtime.Goexit included, and whether or not ctx has
 // ended. f's own queries on the Session need no other connection. The ctx of f
-// ends when f returns.
+// ends when f returns, and when the lock is lost, with a [LockLostError] as its
+// cause, as that of [PGAdmin.LockContext].
 //
 // With NoWait, and somebody having it, f is called with acquired false. Where
 // waiting fails f is not called, and the error is as of AcquireAdvisoryLock.
 //
-// It returns f's error; if f has none and the connection had failed before the
-// release, a [LockLostError]: the work was done, perhaps not alone.
+// It returns f's error, and a [LockLostError] if the connection had failed before
+// the release and f has no error, or if f's ctx has ended by that: the work was
+// done, perhaps not alone.
 func (p *PGAdmin) WithAdvisoryLock(ctx context.Context, id int64, opts LockOptions, f func(ctx context.Context, s *Session, acquired bool) error) (err error) {
 	h, s, err := p.acquire(ctx, id, opts)
 	if err != nil {
 		return err
 	}
-	defer func() { // also if f panics
-		var e error
-		if h != nil {
-			e = h.end()
-		} else {
-			e = s.Close()
-		}
-		if err == nil {
+	if h == nil {
+		defer func() { // also if f panics
+			if e := s.Close(); err == nil {
+				err = e
+			}
+		}()
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		return f(ctx, s, false)
+	}
+	ctx, cancel := h.context(ctx)
+	defer func() {
+		var lost *LockLostError
+		wasLost := errors.As(context.Cause(h.life), &lost)
+		cancel()
+		e := h.end()
+		switch {
+		case err == nil && e != nil:
 			err = e
+		case wasLost && !errors.As(err, new(*LockLostError)):
+			err = errors.Join(lost, err)
 		}
 	}()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	return f(ctx, s, h != nil)
+	return f(ctx, s, true)
 }
 
 // A lockPause is how long to wait between two tries. To wait at the server would
@@ -376,7 +407,7 @@ func (p *PGAdmin) acquire(ctx context.Context, id int64, o LockOptions) (*hold, 
 	if err != nil || !acquired {
 		return nil, s, err
 	}
-	return &hold{p, lockKey{id, o.Shared}, s}, s, nil
+	return newHold(p, lockKey{id, o.Shared}, s), s, nil
 }
 
 // enter waits for the holders in this process, no longer than the server's

@@ -39,7 +39,7 @@ func tried(t *testing.T, db *sql.DB) {
 	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); {
 		var n int
 		if err := db.QueryRow(`SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
-			AND query LIKE '%.pg_try_advisory_%'`).Scan(&n); err != nil {
+			AND (query LIKE '%.pg_try_advisory_%' OR query = 'ROLLBACK')`).Scan(&n); err != nil {
 			t.Fatal(err)
 		}
 		if n > 0 {
