@@ -112,6 +112,28 @@ func TestReturnAuditSamples(t *testing.T) {
 	wantError(t, err, "must be 0 (off) or above")
 }
 
+// TestReturnAuditTrapped (security.md, H1): the check steps on nothing that others
+// have put into the search_path.
+func TestReturnAuditTrapped(t *testing.T) {
+	for _, path := range []string{"trap, pg_catalog", "pg_catalog, trap"} {
+		dsn, _ := pgtest.Trap(t, path)
+		dsn, recording := pgtest.Record(t, dsn)
+		db := must(baldur.Open(dsn, baldur.WithReturnAudit(1)))
+		defer db.Close()
+		db.SetMaxOpenConns(1)
+		must(db.Exec("SELECT pg_catalog.pg_advisory_lock('-42'::pg_catalog.int8), pg_catalog.pg_advisory_lock(1::pg_catalog.int4, 2::pg_catalog.int4)"))
+		got, _ := baldur.TrackerOf(db).DirtyReturns()
+		if len(got) == 0 || !slices.Equal(got[len(got)-1].AdvisoryLocks, []string{"-42", "1,2"}) {
+			t.Errorf("%s: %v", path, got)
+		}
+		for _, query := range recording.Statements() {
+			for _, fault := range pgtest.LintSQL(query) {
+				t.Errorf("%s: %s", query, fault)
+			}
+		}
+	}
+}
+
 func ExampleTracker_DirtyReturns() {
 	var db *sql.DB // opened with baldur.WithReturnAudit(100)
 	latest, total := baldur.TrackerOf(db).DirtyReturns()

@@ -57,8 +57,15 @@ var ErrPGAdminClosed = errors.New("baldur: the PGAdmin is closed")
 // reports, as "advisory lock 42", and are not accused.
 //
 // A call takes one connection of the pool and makes one round trip, and gives
-// the connection back, unless its comment says otherwise. Errors are the
-// driver's own or wrap them, so that errors.As finds a *pq.Error.
+// the connection back, unless its comment says otherwise; with other drivers than
+// lib/pq a call that settings of the session could change is a transaction of five.
+// Errors are the driver's own or wrap them, so that errors.As finds a *pq.Error.
+//
+// What the program has left on a pooled connection does not matter: one in an open
+// transaction is discarded and another is taken, a setting that could change a
+// call's result is set for that call, and names mean pg_catalog's whatever the
+// search_path is. A role and the search_path stay in force; a Session has the
+// settings of its connection.
 //
 // Its methods may be called from any goroutine.
 //

@@ -195,7 +195,7 @@ func keeping(p *baldur.PGAdmin, acquire func(context.Context, int64, bool) (bool
 // TestAdminCallsAreAll: no method is missing in adminCalls.
 func TestAdminCallsAreAll(t *testing.T) {
 	in := []string{"ReleaseAdvisoryLock", "ReleaseAdvisoryLockShared", "AdvisoryLock", "QueryRowContext", "QueryRow", "Query",
-		"ExecContext", "QueryContext", "BeginTx", "BackendPID", "SetLockTimeout", "SetStatementTimeout", "ResetTimeouts"} // within others
+		"ExecContext", "QueryContext", "BeginTx", "BackendPID", "SetLockTimeout", "SetStatementTimeout", "ResetTimeouts", "LockContext"} // within others
 	for _, typ := range []reflect.Type{reflect.TypeFor[*baldur.PGAdmin](), reflect.TypeFor[*baldur.Session](), reflect.TypeFor[*baldur.Cursor]()} {
 		for m := range typ.Methods() {
 			if adminCalls[m.Name] == nil && !slices.Contains(in, m.Name) {

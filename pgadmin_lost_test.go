@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net/url"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -221,4 +222,25 @@ func TestCase14Lost(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestLookIsQualified: so is what is asked about a lock that is held.
+func TestLookIsQualified(t *testing.T) {
+	dsn, _ := pgtest.Trap(t, "trap, pg_catalog")
+	dsn, recording := pgtest.Record(t, dsn)
+	_, admin := adminOn(t, dsn, 2)
+	must(admin.AcquireAdvisoryLock(ctx, -42, true))
+	held, cancel := admin.LockContext(ctx, -42)
+	defer cancel()
+	for asked := false; !asked; {
+		fine(t, admin.Sleep(ctx, 50*time.Millisecond))
+		for _, query := range recording.Statements() {
+			asked = asked || strings.Contains(query, "SELECT EXISTS (")
+			for _, fault := range pgtest.LintSQL(query) {
+				t.Errorf("%s: %s", query, fault)
+			}
+		}
+	}
+	fine(t, held.Err())
+	must(admin.ReleaseAdvisoryLock(ctx, -42))
 }

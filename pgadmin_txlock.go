@@ -13,7 +13,13 @@ import (
 // works through a pooler in transaction mode. f must not end tx.
 //
 // With NoWait, and somebody having the lock, f is called with acquired false.
-// Waiting is as in AcquireAdvisoryLock. Three round trips.
+// Waiting is as in AcquireAdvisoryLock, with a transaction of its own for each try,
+// so that none is open in between. Three round trips.
+//
+// The transaction's isolation level is what the server gives a new session of the
+// role and database, and not what was set on a pooled connection. In REPEATABLE
+// READ and SERIALIZABLE its snapshot may be older than the lock: f may not see what
+// the last holder has committed.
 func (p *PGAdmin) WithTxAdvisoryLock(ctx context.Context, id int64, opts LockOptions, f func(ctx context.Context, tx *sql.Tx, acquired bool) error) error {
 	if opts.Timeout < 0 {
 		return fmt.Errorf("baldur: LockOptions.Timeout is %v; it must not be negative", opts.Timeout)

@@ -82,3 +82,21 @@ func TestDoctor(t *testing.T) {
 		}
 	})
 }
+
+// TestDoctorTrapped (security.md, H1): it steps on nothing that others have put
+// into the search_path.
+func TestDoctorTrapped(t *testing.T) {
+	for _, path := range []string{"trap, pg_catalog", "pg_catalog, trap"} {
+		dsn, _ := pgtest.Trap(t, path)
+		dsn, recording := pgtest.Record(t, dsn)
+		text := start(t, nil, "doctor", "--pool-size", "9", dsn).ends(1)
+		if strings.Count(text, "\n") != 2+2*6 || strings.Count(text, "MEND") != 1 {
+			t.Errorf("%s: %s", path, text)
+		}
+		for _, query := range recording.Statements() {
+			for _, fault := range pgtest.LintSQL(query) {
+				t.Errorf("%s: %s", query, fault)
+			}
+		}
+	}
+}
