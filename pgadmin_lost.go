@@ -67,7 +67,7 @@ func (h *hold) context(ctx context.Context) (context.Context, context.CancelFunc
 
 // watch looks after the lock until it is released or lost.
 func (h *hold) watch() {
-	every := serverLook
+	every := lookBound // sooner than serverLook, for when the pool was full
 	if h.sock != nil && canLook {
 		every = socketLook
 	}
@@ -80,7 +80,7 @@ func (h *hold) watch() {
 		case <-ticker.C:
 		}
 		err := h.lookAtSocket()
-		if err == nil && time.Since(asked) >= serverLook {
+		if err == nil && time.Since(asked) >= serverLook && !h.poolFull() {
 			err = h.lookAtServer()
 			asked = time.Now()
 		}
@@ -134,11 +134,13 @@ func farewell(b []byte) bool {
 	return false
 }
 
+func (h *hold) poolFull() bool {
+	s := h.p.db.Stats()
+	return s.MaxOpenConnections > 0 && s.InUse >= s.MaxOpenConnections
+}
+
 // lookAtServer asks on another connection. No answer is no news.
 func (h *hold) lookAtServer() error {
-	if s := h.p.db.Stats(); s.MaxOpenConnections > 0 && s.InUse >= s.MaxOpenConnections {
-		return nil
-	}
 	ctx, cancel := context.WithTimeout(h.life, lookBound)
 	defer cancel()
 	var has bool
