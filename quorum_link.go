@@ -412,17 +412,17 @@ func (l *link) proveLocks(ctx context.Context) error {
 	return nil
 }
 
-// txMode is how a request's transaction begins.
-type txMode bool
+// accessMode is how a request's transaction begins.
+type accessMode bool
 
 const (
-	readOnly  txMode = false
-	readWrite txMode = true
+	readOnly  accessMode = false
+	readWrite accessMode = true
 )
 
 // ask does a request: a statement in a transaction of its own, which the server too
 // ends soon after an attempt's time, whatever is locked.
-func (l *link) ask(ctx context.Context, mode txMode, statement string, each func(*sql.Rows) error) error {
+func (l *link) ask(ctx context.Context, mode accessMode, statement string, each func(*sql.Rows) error) error {
 	limit := l.limit
 	if deadline, ok := ctx.Deadline(); ok {
 		limit = min(limit, time.Until(deadline))
@@ -432,7 +432,7 @@ func (l *link) ask(ctx context.Context, mode txMode, statement string, each func
 	return l.within(ctx, limit, mode, statement, each)
 }
 
-func (l *link) queryRow(ctx context.Context, mode txMode, statement string, dest ...any) error {
+func (l *link) queryRow(ctx context.Context, mode accessMode, statement string, dest ...any) error {
 	none := true
 	err := l.ask(ctx, mode, statement, func(rows *sql.Rows) error {
 		none = false
@@ -454,7 +454,7 @@ const serverGrace = 500 * time.Millisecond
 // carried out.
 //
 // With lib/pq that is one message. Other drivers send a statement at a time.
-func (l *link) within(ctx context.Context, limit time.Duration, mode txMode, statement string, each func(*sql.Rows) error) error {
+func (l *link) within(ctx context.Context, limit time.Duration, mode accessMode, statement string, each func(*sql.Rows) error) error {
 	limit = max(0, limit)
 	wait, limitMS := max(1, (limit*4/5).Milliseconds()), (limit + serverGrace).Milliseconds()
 	return l.run(ctx, func(ctx context.Context) error {
@@ -483,7 +483,7 @@ func (l *link) within(ctx context.Context, limit time.Duration, mode txMode, sta
 	})
 }
 
-func (l *link) inTx(ctx context.Context, wait, limit int64, mode txMode, statement string, each func(*sql.Rows) error) error {
+func (l *link) inTx(ctx context.Context, wait, limit int64, mode accessMode, statement string, each func(*sql.Rows) error) error {
 	tx, err := l.conn.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelReadCommitted, ReadOnly: mode == readOnly})
 	if err != nil {
 		return err
