@@ -227,8 +227,8 @@ func newRival(t *testing.T, dsn string) {
 	must(holder.ExecContext(ctx, "SELECT 1 /* größer */"))
 }
 
-// dirt is what can be left on a pooled connection.
-var dirt = map[string]string{
+// leftBehind is what can be left on a pooled connection.
+var leftBehind = map[string]string{
 	"BEGIN":                 "BEGIN",
 	"BEGIN with snapshot":   "BEGIN ISOLATION LEVEL SERIALIZABLE; SELECT 1",
 	"read only":             "START TRANSACTION READ ONLY",
@@ -369,7 +369,7 @@ func TestDirtyConnections(t *testing.T) {
 			for _, call := range calls {
 				run(t, "new", "", call)
 			}
-			for _, what := range slices.Sorted(maps.Keys(dirt)) {
+			for _, what := range slices.Sorted(maps.Keys(leftBehind)) {
 				if strings.HasPrefix(what, "SET ROLE") {
 					continue
 				}
@@ -377,7 +377,7 @@ func TestDirtyConnections(t *testing.T) {
 					if testing.Short() && (i+len(what))%4 != 0 {
 						continue
 					}
-					run(t, what, dirt[what], call)
+					run(t, what, leftBehind[what], call)
 				}
 			}
 		})

@@ -11,8 +11,6 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"github.com/lib/pq"
-
 	"github.com/baldur-go/baldur/internal/hook"
 )
 
@@ -187,12 +185,12 @@ func (spec *tableSpec) move(ctx context.Context, conn *sql.Conn, to [2]string) e
 	}
 	old := parts[0]
 	if old != to[0] {
-		if _, err := tx.ExecContext(ctx, "ALTER TABLE "+t.name+" SET SCHEMA "+pq.QuoteIdentifier(to[0])); err != nil {
+		if _, err := tx.ExecContext(ctx, "ALTER TABLE "+t.name+" SET SCHEMA "+quoteASCII(to[0])); err != nil {
 			return err
 		}
 	}
 	if name := parts[1]; name != to[1] {
-		if _, err := tx.ExecContext(ctx, "ALTER TABLE "+pq.QuoteIdentifier(to[0])+"."+pq.QuoteIdentifier(name)+" RENAME TO "+pq.QuoteIdentifier(to[1])); err != nil {
+		if _, err := tx.ExecContext(ctx, "ALTER TABLE "+quoteASCII(to[0])+"."+quoteASCII(name)+" RENAME TO "+quoteASCII(to[1])); err != nil {
 			return err
 		}
 	}
@@ -343,5 +341,5 @@ func (spec *tableSpec) indexName() string {
 		_, size := utf8.DecodeLastRuneInString(name)
 		name = name[:len(name)-size]
 	}
-	return pq.QuoteIdentifier(name + suffix)
+	return quoteASCII(name + suffix)
 }

@@ -243,7 +243,7 @@ func TestMoveLeaseTable(t *testing.T) {
 		t.Fatal(err)
 	}
 	takeOver(t, q) // it looks again
-	if name, err := baldur.LeaseTable(ctx, db, baldur.WithLeaseTable(moved)); err != nil || name != `U&"Z\+0000FCrich ops".U&"leases"` {
+	if name, err := baldur.LeaseTable(ctx, db, baldur.WithLeaseTable(moved)); err != nil || name != `U&"Z\+0000fcrich ops"."leases"` {
 		t.Error(name, err)
 	}
 	next := newQuorum(t, openPool(t, dsn), "b", baldur.WithLeaseTTL(shortTTL))

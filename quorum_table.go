@@ -129,7 +129,7 @@ func (spec *tableSpec) choose(found []foundTable, known int64) (*foundTable, err
 
 // newName is the name, quoted, of a table that is to be made.
 func (spec *tableSpec) newName() string {
-	return pq.QuoteIdentifier(cmp.Or(spec.schema, defaultSchema)) + "." + pq.QuoteIdentifier(spec.table)
+	return quoteASCII(cmp.Or(spec.schema, defaultSchema)) + "." + quoteASCII(spec.table)
 }
 
 // String is that name as people write it.
@@ -340,20 +340,7 @@ func plainIdentifier(quoted string) string {
 		return quoted
 	}
 	for i, p := range parts {
-		var b strings.Builder
-		for _, r := range p {
-			switch {
-			case r == '"':
-				b.WriteString(`""`)
-			case r == '\\':
-				b.WriteString(`\\`)
-			case r < utf8.RuneSelf:
-				b.WriteRune(r)
-			default:
-				fmt.Fprintf(&b, `\+%06X`, r)
-			}
-		}
-		parts[i] = `U&"` + b.String() + `"`
+		parts[i] = quoteASCII(p)
 	}
 	return strings.Join(parts, ".")
 }

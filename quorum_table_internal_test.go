@@ -125,7 +125,7 @@ func TestSQLText(t *testing.T) {
 			t.Errorf("%s: %s", s, got)
 		}
 	}
-	if got := plainIdentifier(`ops."Zürich ""\"`); got != `U&"ops".U&"Z\+0000FCrich ""\\"` {
+	if got := plainIdentifier(`ops."Zürich ""\"`); got != `"ops".U&"Z\+0000fcrich ""\\"` {
 		t.Error(got)
 	}
 	if got := plainIdentifier(`ops."a b"`); got != `ops."a b"` {
