@@ -17,7 +17,6 @@ import (
 	"weak"
 
 	"github.com/baldur-go/baldur/internal/stack"
-	"github.com/baldur-go/baldur/internal/text"
 )
 
 // Tracker knows who holds each connection of a pool. Get it by [TrackerOf]. Its
@@ -56,7 +55,6 @@ type Tracker struct {
 func newTracker(cfg *config) *Tracker {
 	t := &Tracker{cfg: cfg, hooks: cfg.hooks, closed: make(chan struct{})}
 	t.sites = siteCacheOf(cfg.skipPackages, cfg.skipFunctions)
-	cfg.poolName = text.Clean(cfg.poolName)
 	t.name.Store(&cfg.poolName)
 	t.capture.Store(int32(cfg.capture))
 	tick := min(100*time.Millisecond, max(time.Millisecond, min(cfg.leakThreshold, cfg.cancelGrace)/10))

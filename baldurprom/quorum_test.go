@@ -107,12 +107,12 @@ func TestQuorum(t *testing.T) {
 	}
 	checkMetrics(t, scrapeText(t, url))
 
-	must(db.Exec("DROP TABLE baldur_lease"))
+	must(db.Exec("ALTER TABLE baldur_lease ADD CONSTRAINT never CHECK (false) NOT VALID"))
 	if _, err := a.RenewLease(ctx); err == nil {
-		t.Error("renewed in no table")
+		t.Error("renewed what cannot be")
 	}
 	if err := a.ReleaseLease(ctx); err == nil {
-		t.Error("released in no table")
+		t.Error("released what cannot be")
 	}
 	f = scrape(t, url)
 	if n := f.lease("baldur_quorum_request_errors_total", "shop", "primary", "eu-west", "refused"); n != 2 {

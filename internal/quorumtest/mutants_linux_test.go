@@ -85,7 +85,7 @@ var mutants = []struct {
 		"AND false AND",
 	}, {
 		"quorum_table.go",
-		`pq.QuoteIdentifier(cmp.Or(spec.schema, defaultSchema)) + "." + pq.QuoteIdentifier(spec.table)`,
+		`quoteASCII(cmp.Or(spec.schema, defaultSchema)) + "." + quoteASCII(spec.table)`,
 		`cmp.Or(pq.QuoteIdentifier(spec.table), defaultSchema)`,
 	}}},
 	{"acquire in an open transaction", "connection in a transaction", []edit{{
