@@ -9,6 +9,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/stdlib"
+
 	"github.com/baldur-go/baldur"
 	"github.com/baldur-go/baldur/internal/pgtest"
 )
@@ -269,5 +272,86 @@ func mustExecTx(t testing.TB, tx *sql.Tx, statement string) {
 	t.Helper()
 	if _, err := tx.Exec(statement); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestQuorumNames: the lease and the fences mean pg_catalog's functions, operators and types,
+// and their own tables, whatever stands in the search_path, before it or after.
+func TestQuorumNames(t *testing.T) {
+	for _, path := range []string{"trap, pg_catalog", "pg_catalog, trap", `"$user", public, trap`} {
+		for _, driver := range []string{"baldur-pq", "pgx"} {
+			t.Run(path+" "+driver, func(t *testing.T) {
+				ctx := testCtx(t)
+				dsn, _ := pgtest.Trap(t, path)
+				dsn, recording := pgtest.Record(t, dsn)
+				open := func() *sql.DB {
+					if driver == "baldur-pq" {
+						return openPool(t, dsn)
+					}
+					config, err := pgx.ParseConfig(dsn)
+					if err != nil {
+						t.Fatal(err)
+					}
+					db := baldur.OpenDB(stdlib.GetConnector(*config))
+					t.Cleanup(func() { _ = db.Close() })
+					return db
+				}
+				do := func(what string, err error) {
+					t.Helper()
+					if err != nil {
+						t.Errorf("%s: %v", what, err)
+					}
+				}
+				db := open()
+				do("MigrateQuorum", baldur.MigrateQuorum(ctx, db))
+				a := newQuorum(t, db, "Zürich's", baldur.WithLeaseName("Zürich's"), baldur.WithLeaseTTL(3*shortTTL), baldur.WithFenceKill(shortTTL/10))
+				b := newQuorum(t, open(), "b", baldur.WithLeaseName("Zürich's"), baldur.WithLeaseTTL(3*shortTTL), baldur.WithFenceKill(shortTTL/10))
+				takeOver(t, a)
+				_, err := a.RenewLease(ctx)
+				do("RenewLease", err)
+				if region, _, err := b.CurrentPrimary(ctx); region != "Zürich's" {
+					t.Errorf("%q %v", region, err)
+				}
+				seal, err := a.SealEpoch(ctx, db)
+				do("SealEpoch", err)
+				for _, level := range isolations {
+					do("InTx", a.InTx(ctx, &sql.TxOptions{Isolation: level}, func(tx *sql.Tx, epoch int64) error {
+						if seal != nil {
+							_, err := seal.Require(ctx, tx)
+							do("Seal.Require", err)
+						}
+						cte, err := a.FenceCTE()
+						do("FenceCTE", err)
+						var n int64
+						err = tx.QueryRowContext(ctx, "WITH "+cte+" SELECT epoch FROM baldur_fence").Scan(&n)
+						if n != epoch {
+							t.Errorf("FenceCTE: epoch %d, not %d", n, epoch)
+						}
+						return err
+					}))
+				}
+				// A guard that is left open, which b's takeover ends.
+				tx, err := db.BeginTx(ctx, nil)
+				do("BeginTx", err)
+				defer func() { _ = tx.Rollback() }()
+				_, err = a.RequirePrimary(ctx, tx)
+				do("RequirePrimary", err)
+				b.StartAutoRenew()
+				do("ReleaseLease", a.ReleaseLease(ctx))
+				_, err = b.AwaitPrimary(ctx)
+				do("AwaitPrimary", err)
+				do("Close", b.Close())
+				do("MoveLeaseTable", baldur.MoveLeaseTable(ctx, db, "public.leases"))
+				if name, err := baldur.LeaseTable(ctx, db, baldur.WithLeaseTable("public.leases")); name != "public.leases" {
+					t.Error(name, err)
+				}
+				for _, statement := range recording.Statements() {
+					statement = strings.ReplaceAll(statement, "WITH (fillfactor = 50)", "") // it is no operator
+					for _, fault := range pgtest.LintSQL(statement) {
+						t.Errorf("%s in %.200s", fault, statement)
+					}
+				}
+			})
+		}
 	}
 }

@@ -301,7 +301,7 @@ func sqlHex(expression string) string {
 
 // sqlLines is the one column of a query, as lines.
 func sqlLines(query string) string {
-	return sqlHex("(SELECT coalesce(pg_catalog.string_agg(l.line, pg_catalog.chr(10)), ''::pg_catalog.text) FROM (" + query + ") AS l(line))")
+	return sqlHex("(SELECT coalesce(pg_catalog.string_agg(l.line, pg_catalog.chr(10::pg_catalog.int4)), ''::pg_catalog.text) FROM (" + query + ") AS l(line))")
 }
 
 // hexText scans what sqlHex has made.
