@@ -86,17 +86,15 @@ func (q *PGQuorum) setTurn(t *tenure) bool {
 
 // quorumLoop is a run of the loop.
 type quorumLoop struct {
-	end    atomic.Bool   // it is to end
-	done   chan struct{} // closed when it has ended
-	ctx    context.Context
-	cancel context.CancelFunc // cuts the request that it is in
+	end  atomic.Bool                        // it is to end
+	done chan struct{}                      // closed when it has ended
+	cut  atomic.Pointer[context.CancelFunc] // cuts the request that it is in; nil: none yet
 }
 
 // startLocked starts a loop, or has the one that there is look about.
 func (q *PGQuorum) startLocked() {
 	if q.loop == nil {
 		q.loop = &quorumLoop{done: make(chan struct{})}
-		q.loop.ctx, q.loop.cancel = context.WithCancel(context.Background())
 		q.last = q.loop
 		q.t.addQuorum(q)
 		go q.run(q.loop)
@@ -172,13 +170,18 @@ func (q *PGQuorum) Close() error {
 // loop's that lasts, on a network that has fallen silent, is cut.
 func (q *PGQuorum) resign(loop *quorumLoop) error {
 	q.lose(LossReleased)
-	ctx, cancel := context.WithTimeout(context.Background(), q.cfg.attempt)
-	defer cancel()
-	if q.use(ctx) != nil {
-		if loop != nil {
-			loop.cancel()
+	for {
+		ctx, cancel := context.WithTimeout(context.Background(), q.cfg.attempt)
+		err := q.use(ctx)
+		cancel()
+		if err == nil {
+			break
 		}
-		_ = q.use(context.Background())
+		if loop != nil {
+			if cut := loop.cut.Load(); cut != nil {
+				(*cut)()
+			}
+		}
 	}
 	defer q.letGo()
 	err := q.release(context.Background())
@@ -201,7 +204,6 @@ func (q *PGQuorum) hangUp() {
 // run is the loop.
 func (q *PGQuorum) run(l *quorumLoop) {
 	defer close(l.done)
-	defer l.cancel()
 	for {
 		q.own <- struct{}{}
 		for q.waiters.Load() > 0 { // they have interrupted us; let them go first
@@ -226,7 +228,10 @@ func (q *PGQuorum) run(l *quorumLoop) {
 			q.letGo()
 			return
 		}
-		pause := q.step(l.ctx)
+		ctx, cut := context.WithCancel(context.Background())
+		l.cut.Store(&cut)
+		pause := q.step(ctx)
+		cut()
 		// A primary needs no bell: it would hear its own renewals.
 		q.line.wait(pause, q.term.Load() == nil, func() bool { return q.waiters.Load() > 0 || l.end.Load() })
 		q.letGo()

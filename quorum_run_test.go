@@ -368,3 +368,32 @@ func TestCase6NotifyQueue(t *testing.T) {
 		}
 	}
 }
+
+// TestStopOnSilentNetwork: to stop cuts the request that the loop is in. The loop goes on for
+// Watch, and is a candidate again when it is started again.
+func TestStopOnSilentNetwork(t *testing.T) {
+	ctx := testCtx(t)
+	dsn, proxy := pgtest.Proxy(t)
+	q := newQuorum(t, openPool(t, dsn), "a", baldur.WithLeaseTTL(shortTTL))
+	q.Watch(ctx)
+	q.StartAutoRenew()
+	held, err := q.AwaitPrimary(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxy.Freeze(faultproxy.ToClient)
+	<-held.Done()
+	for q.Stats().BackendPID != 0 { // then it connects, for two TTLs
+		if ctx.Err() != nil {
+			t.Fatal("it does not hang up")
+		}
+	}
+	q.StopAutoRenew()
+	proxy.Unfreeze(faultproxy.ToClient)
+	q.StartAutoRenew()
+	soon, cancel := context.WithTimeout(ctx, 10*shortTTL)
+	defer cancel()
+	if _, err := q.AwaitPrimary(soon); err != nil {
+		t.Error("never primary again:", err, q.Stats().LastError)
+	}
+}
