@@ -5,12 +5,11 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/lib/pq"
 )
 
 // PGAdminProvider is what a health check, a stress test or a job that must not
@@ -310,19 +309,6 @@ func (p *PGAdmin) ExecuteTimeoutQuery(ctx context.Context, timeout, sleep time.D
 
 // hasState tells whether err is the server's, with one of the SQLSTATEs.
 func hasState(err error, states ...string) bool {
-	state := ""
-	var e *pq.Error
-	var other interface{ SQLState() string } // pgx's
-	switch {
-	case errors.As(err, &e):
-		state = string(e.Code)
-	case errors.As(err, &other):
-		state = other.SQLState()
-	}
-	for _, s := range states {
-		if state == s {
-			return true
-		}
-	}
-	return false
+	code, ok := sqlState(err)
+	return ok && slices.Contains(states, code)
 }
