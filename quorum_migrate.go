@@ -248,20 +248,16 @@ const migrateTimeout = time.Minute
 // migrate finds the table, or makes it; asked, also beside one of another name.
 //
 // CREATE TABLE IF NOT EXISTS fails if two do it at once. An advisory lock would keep the
-// one from the other, but anybody can keep that: it is tried again.
-func (spec *tableSpec) migrate(ctx context.Context, conn *sql.Conn, limit time.Duration, asked bool) error {
-	for {
-		err := spec.migrateOnce(ctx, conn, limit, asked)
-		code, _ := sqlState(err)
-		switch code {
-		case "23505", "42P07", "42710", "40P01", "42P06":
-		default:
-			return err
-		}
-		if ctx.Err() != nil {
-			return err
+// one from the other, but anybody can keep that: it is tried again. Not for ever, since a
+// type of the table's name is in the way for good, with the same error.
+func (spec *tableSpec) migrate(ctx context.Context, conn *sql.Conn, limit time.Duration, asked bool) (err error) {
+	for range 10 {
+		err = spec.migrateOnce(ctx, conn, limit, asked)
+		if !hasState(err, "23505", "42P07", "42710", "40P01") || ctx.Err() != nil {
+			break
 		}
 	}
+	return err
 }
 
 func (spec *tableSpec) migrateOnce(ctx context.Context, conn *sql.Conn, limit time.Duration, asked bool) error {
