@@ -279,6 +279,9 @@ type Seal struct {
 // later epoch was sealed there. The lease is then given up, since its epochs have gone back, as
 // by a snapshot that was restored, and is taken again with a higher one than was sealed.
 func (q *PGQuorum) SealEpoch(ctx context.Context, db *sql.DB) (*Seal, error) {
+	if db == nil {
+		return nil, errors.New("baldur: SealEpoch: the pool is nil")
+	}
 	t := q.valid()
 	if t == nil {
 		return nil, ErrNotPrimary
@@ -288,10 +291,17 @@ func (q *PGQuorum) SealEpoch(ctx context.Context, db *sql.DB) (*Seal, error) {
 	defer context.AfterFunc(t.ctx, func() { cancel(context.Cause(t.ctx)) })()
 	seal := &Seal{q: q, t: t}
 	var top int64
-	err := onCleanConn(ctx, db, func(ctx context.Context, conn *sql.Conn) (err error) {
-		seal.table, top, err = q.sealOn(ctx, conn, t.lease.Epoch)
-		return err
-	})
+	var err error
+	for again := true; again; {
+		if ctx.Err() != nil {
+			return nil, fmt.Errorf("baldur: SealEpoch: %w", errors.Join(context.Cause(ctx), err))
+		}
+		again = false
+		err = onCleanConn(ctx, db, func(ctx context.Context, conn *sql.Conn) (err error) {
+			seal.table, top, again, err = q.sealOn(ctx, conn, t.lease.Epoch)
+			return err
+		})
+	}
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return nil, fmt.Errorf("baldur: SealEpoch: %w: %w", context.Cause(ctx), err)
@@ -304,24 +314,24 @@ func (q *PGQuorum) SealEpoch(ctx context.Context, db *sql.DB) (*Seal, error) {
 	return seal, nil
 }
 
-// sealOn seals an epoch and returns the highest one.
-func (q *PGQuorum) sealOn(ctx context.Context, conn *sql.Conn, epoch int64) (table string, top int64, err error) {
+// sealOn seals an epoch and returns the highest one, or tells that it is to be called again.
+func (q *PGQuorum) sealOn(ctx context.Context, conn *sql.Conn, epoch int64) (table string, top int64, again bool, err error) {
 	spec := q.cfg.fenceTable()
 	tx, err := spec.begin(ctx, conn, q.cfg.ttl)
 	if err != nil {
-		return "", 0, err
+		return "", 0, false, err
 	}
 	defer func() { _ = tx.Rollback() }()
 	t, err := spec.findIn(ctx, tx, false)
 	if err != nil {
-		return "", 0, err
+		return "", 0, false, err
 	}
 	if t == nil {
 		_ = tx.Rollback()
 		if err := spec.migrate(ctx, conn, migrateTimeout, true); err != nil {
-			return "", 0, fmt.Errorf("there is no table %s, and it cannot be made: %w", fenceTable, err)
+			return "", 0, false, fmt.Errorf("there is no table %s, and it cannot be made: %w", fenceTable, err)
 		}
-		return q.sealOn(ctx, conn, epoch)
+		return "", 0, true, nil
 	}
 	var sealed bool
 	err = tx.QueryRowContext(ctx, sqlFill(`WITH s AS (
@@ -332,14 +342,9 @@ func (q *PGQuorum) sealOn(ctx context.Context, conn *sql.Conn, epoch int64) (tab
 	if err == nil {
 		err = tx.Commit()
 	}
-	code, _ := sqlState(err)
-	again := code == "55P03" || // guarded transactions, for longer than a TTL
+	again = hasState(err, "55P03") || // guarded transactions, for longer than a TTL
 		errors.Is(err, sql.ErrNoRows) || err == nil && !sealed && top <= epoch // the row that is in the way is newer than the snapshot
-	if again && ctx.Err() == nil {
-		_ = tx.Rollback()
-		return q.sealOn(ctx, conn, epoch)
-	}
-	return t.name, top, err
+	return t.name, top, again, err
 }
 
 // outdone gives up a hold whose epoch a later one of the same lease has outdone. No

@@ -243,6 +243,46 @@ func TestFenceIdleTimeout(t *testing.T) {
 	}
 }
 
+// TestSealWaits: a seal waits for the row for longer than it may take to connect.
+func TestSealWaits(t *testing.T) {
+	ctx := testCtx(t)
+	data := openPool(t, pgtest.DSN(t))
+	q := newQuorum(t, openPool(t, pgtest.DSN(t)), "a")
+	mustAcquire(t, q)
+	q.StartAutoRenew()
+	if _, err := q.SealEpoch(ctx, nil); err == nil {
+		t.Error("a nil pool")
+	}
+	if _, err := q.SealEpoch(ctx, data); err != nil {
+		t.Fatal(err)
+	}
+	tx, err := data.BeginTx(ctx, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback() }()
+	if _, err := tx.ExecContext(ctx, "LOCK TABLE baldur_fence"); err != nil {
+		t.Fatal(err)
+	}
+	limit, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	sealed := make(chan error, 1)
+	go func() { _, err := q.SealEpoch(limit, data); sealed <- err }()
+	const waits = `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database()
+	AND wait_event_type = 'Lock' AND clock_timestamp() - query_start > '3 s')`
+	for waiting := false; !waiting && len(sealed) == 0; {
+		if err := data.QueryRowContext(ctx, waits).Scan(&waiting); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := tx.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-sealed; err != nil {
+		t.Error(err)
+	}
+}
+
 // TestSeal: the epoch guards data in another database.
 func TestSeal(t *testing.T) {
 	ctx := testCtx(t)

@@ -3,7 +3,6 @@ package baldur
 import (
 	"context"
 	"database/sql"
-	"database/sql/driver"
 	"errors"
 	"fmt"
 	"slices"
@@ -215,28 +214,39 @@ func parseLeaseTable(name string) (table [2]string, err error) {
 	return [2]string(parts), nil
 }
 
-// onCleanConn calls f with a connection whose session is new: made beside the pool by its
-// connector, if it is baldur's. Of another pool, or where that cannot be had, it is one of
-// the pool's, and a transaction that it is in, which nobody can go on with, ends.
+// onCleanConn calls f, for migrateTimeout at most, with a connection whose session is new:
+// made beside the pool by its connector, if it is baldur's, and cut when ctx ends. Of another
+// pool, or where that cannot be had in a quarter of the time, it is one of the pool's, and a
+// transaction that it is in, which nobody can go on with, ends.
 func onCleanConn(ctx context.Context, db *sql.DB, f func(context.Context, *sql.Conn) error) error {
 	ctx, cancel := context.WithTimeout(hook.Own(ctx), migrateTimeout)
 	defer cancel()
 	var conn *sql.Conn
-	err := errNotOurs
-	if d, ok := db.Driver().(interface{ untracked() driver.Connector }); ok {
-		own := sql.OpenDB(d.untracked()) // which ctx's deadline ends
+	if d, ok := db.Driver().(poolDialer); ok {
+		c := &ownConnector{poolDialer: d, drv: db.Driver()}
+		own := sql.OpenDB(c)
 		defer func() { _ = own.Close() }()
-		first, cancel := context.WithTimeout(ctx, migrateTimeout/4)
-		conn, err = own.Conn(first)
+		deadline, _ := ctx.Deadline()
+		soon, cancel := context.WithTimeout(ctx, time.Until(deadline)/4)
+		conn, _ = own.Conn(soon)
 		cancel()
+		if c.sock != nil {
+			defer context.AfterFunc(ctx, c.sock.cut)()
+			defer func() { c.sock.endBy(time.Now().Add(closeGrace)) }() // for pq's farewell
+		}
 	}
-	if err != nil {
+	if conn == nil {
+		var err error
 		if conn, err = db.Conn(ctx); err != nil {
 			return err
 		}
 	}
 	defer func() { _ = conn.Close() }()
-	if _, err := conn.ExecContext(ctx, "ROLLBACK"); err != nil {
+	status, _, err := connStatus(conn)
+	if err == nil && status != 'I' {
+		_, err = conn.ExecContext(ctx, "ROLLBACK")
+	}
+	if err != nil {
 		return err
 	}
 	return f(ctx, conn)
