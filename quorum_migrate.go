@@ -161,39 +161,48 @@ func (spec *tableSpec) move(ctx context.Context, conn *sql.Conn, to [2]string) e
 	if t == nil {
 		return errors.New("there is no lease table")
 	}
+	// First without the lock: a holder's renewals would queue behind us while we wait for it.
+	if err := noneLive(ctx, tx, t.name); err != nil {
+		return err
+	}
 	if _, err := tx.ExecContext(ctx, "LOCK TABLE "+t.name+" IN ACCESS EXCLUSIVE MODE"); err != nil {
 		return err
 	}
-	var live []string
-	err = eachRow(ctx, tx, sqlFill(`SELECT `+sqlHex("l.name")+` FROM {lease} l WHERE l.lease_id IS NOT NULL
-	AND (l.expires_at {+} (l.ttl_ms {*} '1 millisecond'::pg_catalog.interval)) {>} pg_catalog.clock_timestamp()`, "{lease}", t.name), func(rows *sql.Rows) error {
-		var name hexText
-		err := rows.Scan(&name)
-		live = append(live, string(name))
+	if err := noneLive(ctx, tx, t.name); err != nil {
 		return err
-	})
+	}
+	parts, err := splitIdentifier(t.quoted)
 	if err != nil {
 		return err
 	}
-	if len(live) > 0 {
-		return fmt.Errorf("leases of %s are live, or were until a moment ago: %q", t.name, live)
-	}
-	parts, err := splitIdentifier(t.name)
-	if err != nil {
-		return err
-	}
-	old := parts[0]
-	if old != to[0] {
+	schema, name := parts[0], parts[1]
+	if schema != to[0] {
 		if _, err := tx.ExecContext(ctx, "ALTER TABLE "+t.name+" SET SCHEMA "+quoteASCII(to[0])); err != nil {
 			return err
 		}
 	}
-	if name := parts[1]; name != to[1] {
+	if name != to[1] {
 		if _, err := tx.ExecContext(ctx, "ALTER TABLE "+quoteASCII(to[0])+"."+quoteASCII(name)+" RENAME TO "+quoteASCII(to[1])); err != nil {
 			return err
 		}
 	}
 	return tx.Commit()
+}
+
+// noneLive returns an error that names the leases of a table that are held, or may be.
+func noneLive(ctx context.Context, tx *sql.Tx, table string) error {
+	var live []string
+	err := eachRow(ctx, tx, sqlFill(`SELECT `+sqlHex("l.name")+` FROM {table} l WHERE l.lease_id IS NOT NULL
+	AND (l.expires_at {+} (l.ttl_ms {*} '1 millisecond'::pg_catalog.interval)) {>} pg_catalog.clock_timestamp()`, "{table}", table), func(rows *sql.Rows) error {
+		var name hexText
+		err := rows.Scan(&name)
+		live = append(live, string(name))
+		return err
+	})
+	if err == nil && len(live) > 0 {
+		err = fmt.Errorf("leases of %s are live, or were until a moment ago: %q", table, live)
+	}
+	return err
 }
 
 // parseLeaseTable reads a name of WithLeaseTable's.

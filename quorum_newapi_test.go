@@ -1,8 +1,10 @@
 package baldur_test
 
 import (
+	"context"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/baldur-go/baldur"
 	"github.com/baldur-go/baldur/internal/pgtest"
@@ -116,5 +118,65 @@ func TestWithLeaseOwner(t *testing.T) {
 		if _, err := baldur.NewPGQuorum(openPool(t, dsn), "a", baldur.WithLeaseOwner(bad)); err == nil || !strings.Contains(err.Error(), "WithLeaseOwner") {
 			t.Errorf("%q: %v", bad, err)
 		}
+	}
+}
+
+// TestMigrateInTheWay: what is in the way of the table for good is an error at once, and not
+// tried for a minute.
+func TestMigrateInTheWay(t *testing.T) {
+	for _, there := range []string{"CREATE TYPE {} AS ENUM ()", "CREATE SEQUENCE {}", "CREATE DOMAIN {} AS int"} {
+		t.Run(there, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			defer cancel()
+			db := openPool(t, pgtest.DSN(t))
+			mustExec(t, db, strings.Replace(there, "{}", "public.baldur_lease", 1))
+			if err := baldur.MigrateQuorum(ctx, db); err == nil || ctx.Err() != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// TestMoveLeaseTableNames: a table can be moved from and to a schema of any name.
+func TestMoveLeaseTableNames(t *testing.T) {
+	ctx := testCtx(t)
+	db := openPool(t, pgtest.DSN(t))
+	mustExec(t, db, `CREATE SCHEMA "Zürich's"`, `CREATE SCHEMA "a.b"`)
+	if err := baldur.MigrateQuorum(ctx, db); err != nil {
+		t.Fatal(err)
+	}
+	from := "public.baldur_lease"
+	for _, to := range []string{`"Zürich's"."Lease ""ä"""`, `"a.b".lease`, `"Zürich's".baldur_lease`, "public.baldur_lease"} {
+		if err := baldur.MoveLeaseTable(ctx, db, to, baldur.WithLeaseTable(from)); err != nil {
+			t.Fatal(from, to, err)
+		}
+		if got := onlyTable(t, db); got != to {
+			t.Errorf("%s, want %s", got, to)
+		}
+		from = to
+	}
+}
+
+// TestMoveLeaseTableHeld: that a lease is held is told without waiting for the table, behind
+// which the holder's renewals would wait too.
+func TestMoveLeaseTableHeld(t *testing.T) {
+	ctx := testCtx(t)
+	dsn := pgtest.DSN(t)
+	db := openPool(t, dsn)
+	q := newQuorum(t, openPool(t, dsn), "a")
+	mustAcquire(t, q)
+	tx, err := db.BeginTx(ctx, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback() }()
+	if _, err := q.RequirePrimary(ctx, tx); err != nil {
+		t.Fatal(err)
+	}
+	if err := baldur.MoveLeaseTable(ctx, db, "public.moved"); err == nil || !strings.Contains(err.Error(), "live") {
+		t.Error(err)
+	}
+	if ok, err := q.RenewLease(ctx); !ok || err != nil {
+		t.Error(ok, err)
 	}
 }

@@ -48,7 +48,8 @@ type tableSpec struct {
 // A foundTable is a table that could be meant.
 type foundTable struct {
 	oid      int64
-	name     string // quoted, with its schema
+	quoted   string // its name with its schema, as the server quotes it
+	name     string // that in ASCII
 	namesake bool   // its name is the spec's, and its schema if that has one
 	public   bool   // it is in defaultSchema
 	kind     string // pg_class.relkind
@@ -79,7 +80,7 @@ func (spec *tableSpec) find(ctx context.Context, ask asker) (found []foundTable,
 		if err := rows.Scan(&t.oid, &name, &t.namesake, &t.public, &t.kind, &t.logged, &comment, &owner, &t.accepted, &t.key, &t.fence, &columns, &refused, &lacks); err != nil {
 			return err
 		}
-		t.name, t.comment, t.owner = plainIdentifier(string(name)), string(comment), string(owner)
+		t.quoted, t.name, t.comment, t.owner = string(name), plainIdentifier(string(name)), string(comment), string(owner)
 		t.columns, t.refused, t.lacks = columns.lines(), refused.lines(), lacks.lines()
 		found = append(found, t)
 		return nil
