@@ -317,7 +317,7 @@ func (q *PGQuorum) SealEpoch(ctx context.Context, db *sql.DB) (*Seal, error) {
 // sealOn seals an epoch and returns the highest one, or tells that it is to be called again.
 func (q *PGQuorum) sealOn(ctx context.Context, conn *sql.Conn, epoch int64) (table string, top int64, again bool, err error) {
 	spec := q.cfg.fenceTable()
-	tx, err := spec.begin(ctx, conn, q.cfg.ttl)
+	tx, err := beginChange(ctx, conn, q.cfg.ttl)
 	if err != nil {
 		return "", 0, false, err
 	}

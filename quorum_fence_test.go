@@ -12,6 +12,7 @@ import (
 	"github.com/lib/pq"
 
 	"github.com/baldur-go/baldur"
+	"github.com/baldur-go/baldur/internal/hook"
 	"github.com/baldur-go/baldur/internal/pgtest"
 )
 
@@ -342,5 +343,29 @@ func TestSeal(t *testing.T) {
 	next.StopAutoRenew()
 	if _, err := s.Require(ctx, begin()); !errors.Is(err, baldur.ErrNotPrimary) {
 		t.Error(err)
+	}
+}
+
+// TestSealDurable: a seal is not lost in a crash, whatever the database's synchronous_commit.
+func TestSealDurable(t *testing.T) {
+	ctx := testCtx(t)
+	data := openPool(t, pgtest.DSN(t))
+	mustExec(t, data, `CREATE TABLE public.seen (setting text)`, `CREATE FUNCTION public.note() RETURNS trigger LANGUAGE plpgsql AS
+	$$BEGIN INSERT INTO public.seen VALUES (current_setting('synchronous_commit')); RETURN NULL; END$$`,
+		`DO $$BEGIN EXECUTE 'ALTER DATABASE ' || quote_ident(current_database()) || ' SET synchronous_commit = off'; END$$`)
+	q := newQuorum(t, openPool(t, pgtest.DSN(t)), "a")
+	mustAcquire(t, q)
+	if _, err := q.SealEpoch(ctx, data); err != nil {
+		t.Fatal(err)
+	}
+	before := hook.AllowLeaseTriggers
+	hook.AllowLeaseTriggers = true
+	defer func() { hook.AllowLeaseTriggers = before }()
+	mustExec(t, data, `CREATE TRIGGER note AFTER UPDATE ON public.baldur_fence FOR EACH ROW EXECUTE FUNCTION public.note()`)
+	if _, err := q.SealEpoch(ctx, data); err != nil {
+		t.Fatal(err)
+	}
+	if got := scan[string](t, data, "SELECT string_agg(setting, ',') FROM public.seen"); got != "on" {
+		t.Error(got)
 	}
 }

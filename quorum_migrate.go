@@ -149,7 +149,7 @@ func MoveLeaseTable(ctx context.Context, db *sql.DB, to string, opts ...QuorumOp
 }
 
 func (spec *tableSpec) move(ctx context.Context, conn *sql.Conn, to [2]string) error {
-	tx, err := spec.begin(ctx, conn, migrateTimeout)
+	tx, err := beginChange(ctx, conn, migrateTimeout)
 	if err != nil {
 		return err
 	}
@@ -280,7 +280,7 @@ func (spec *tableSpec) migrate(ctx context.Context, conn *sql.Conn, limit time.D
 }
 
 func (spec *tableSpec) migrateOnce(ctx context.Context, conn *sql.Conn, limit time.Duration, asked bool) error {
-	tx, err := spec.begin(ctx, conn, limit)
+	tx, err := beginChange(ctx, conn, limit)
 	if err != nil {
 		return err
 	}
@@ -309,8 +309,9 @@ func (spec *tableSpec) migrateOnce(ctx context.Context, conn *sql.Conn, limit ti
 	return tx.Commit()
 }
 
-// begin begins a transaction that makes or changes a table, with the settings that it needs.
-func (spec *tableSpec) begin(ctx context.Context, conn *sql.Conn, limit time.Duration) (*sql.Tx, error) {
+// beginChange begins a transaction that makes or changes a table, or seals, with the settings
+// that it needs.
+func beginChange(ctx context.Context, conn *sql.Conn, limit time.Duration) (*sql.Tx, error) {
 	tx, err := conn.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
 	if err != nil {
 		return nil, err
@@ -323,7 +324,7 @@ func (spec *tableSpec) begin(ctx context.Context, conn *sql.Conn, limit time.Dur
 		fmt.Sprintf("SET LOCAL lock_timeout = %d", max(1, (limit*4/5).Milliseconds())),
 		fmt.Sprintf("SET LOCAL statement_timeout = %d", (limit + serverGrace).Milliseconds()),
 		fmt.Sprintf("SET LOCAL idle_in_transaction_session_timeout = %d", (limit + serverGrace).Milliseconds()),
-		"SET LOCAL default_tablespace = ''", "SET LOCAL default_table_access_method = heap",
+		"SET LOCAL default_tablespace = ''", "SET LOCAL default_table_access_method = heap", sqlFill("SELECT " + sqlDurable),
 	} {
 		if _, err := tx.ExecContext(ctx, set); err != nil {
 			_ = tx.Rollback()

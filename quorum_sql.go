@@ -97,6 +97,10 @@ WHERE k.locktype {=} 'advisory'::pg_catalog.text AND k.granted AND k.objsubid {=
 	AND k.database {=} (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname {=} pg_catalog.current_database())`
 )
 
+// sqlDurable has a commit survive a crash: a session's, or the server's, own setting may be less.
+const sqlDurable = "CASE WHEN pg_catalog.current_setting('synchronous_commit'::pg_catalog.text) {=} ANY (ARRAY['off', 'local', 'remote_write']::pg_catalog.text[])" +
+	" THEN pg_catalog.set_config('synchronous_commit'::pg_catalog.text, 'on'::pg_catalog.text, true) END"
+
 // sqlMicros is a timestamptz as microseconds since 1970; NULL if it is infinite.
 func sqlMicros(x string) string {
 	return "CASE WHEN pg_catalog.isfinite(" + x + ") THEN (pg_catalog.date_part('epoch'::pg_catalog.text, " + x + ") {*} 1000000::pg_catalog.float8)::pg_catalog.int8 END"
@@ -108,11 +112,6 @@ func (w pgWitness) fill(statement string, pairs ...string) string {
 	const (
 		timeline = "(('x'::pg_catalog.text {||} pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8))::pg_catalog.bit(32)::pg_catalog.int8)"
 		system   = "(SELECT c.system_identifier FROM pg_catalog.pg_control_system() c)"
-
-		// What a commit of the lease must not lose in a crash: a session's, or the
-		// server's, own setting may be less.
-		durable = "CASE WHEN pg_catalog.current_setting('synchronous_commit'::pg_catalog.text) {=} ANY (ARRAY['off', 'local', 'remote_write']::pg_catalog.text[])" +
-			" THEN pg_catalog.set_config('synchronous_commit'::pg_catalog.text, 'on'::pg_catalog.text, true) END"
 	)
 	ttl := strconv.FormatInt(w.cfg.ttl.Milliseconds(), 10)
 	key := leaseLockKey(leaseTable + ":" + w.cfg.name)
@@ -120,7 +119,7 @@ func (w pgWitness) fill(statement string, pairs ...string) string {
 		"{table}", w.link.table.Load().name, "{name}", sqlText(w.cfg.name), "{region}", sqlText(w.cfg.region),
 		"{key}", "'"+strconv.FormatInt(key, 10)+"'", "{key_high}", strconv.FormatUint(uint64(key)>>32, 10), "{key_low}", strconv.FormatUint(uint64(key)&0xffffffff, 10),
 		"{ttl}", ttl+"::pg_catalog.int4", "{expiry}", "pg_catalog.clock_timestamp() {+} '"+ttl+" milliseconds'::pg_catalog.interval",
-		"{timeline}", timeline, "{system}", system, "{shift}", strconv.Itoa(timelineShift), "{durable}", durable)...).Replace(statement))
+		"{timeline}", timeline, "{system}", system, "{shift}", strconv.Itoa(timelineShift), "{durable}", sqlDurable)...).Replace(statement))
 }
 
 func (w pgWitness) observe(ctx context.Context) (leaseRow, error) {
