@@ -65,6 +65,7 @@ func TestQuorumOptions(t *testing.T) {
 		{"a", []baldur.QuorumOption{baldur.WithLeaseJitter(0.6)}, "jitter"},
 		{"a", []baldur.QuorumOption{baldur.WithFenceKill(2 * time.Second)}, "less than the attempt timeout"},
 		{"a", []baldur.QuorumOption{baldur.WithFenceIdleTimeout(-2)}, "idle"},
+		{"a", []baldur.QuorumOption{baldur.WithFenceIdleTimeout(30 * 24 * time.Hour)}, "idle"},
 	} {
 		q, err := baldur.NewPGQuorum(db, c.region, c.opts...)
 		if err == nil || !strings.Contains(err.Error(), c.want) || q != nil {

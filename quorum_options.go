@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -231,8 +232,8 @@ func (c *quorumConfig) check() error {
 		return fmt.Errorf("fence kill (WithFenceKill) is after %v; it must be 0 (off) or above", c.killAfter)
 	case c.killAfter >= c.attempt:
 		return fmt.Errorf("fence kill (WithFenceKill) is after %v; it must be less than the attempt timeout of %v", c.killAfter, c.attempt)
-	case c.idleTimeout < 0:
-		return fmt.Errorf("fence idle timeout (WithFenceIdleTimeout) is %v; it must be 0 (off) or above", c.idleTimeout)
+	case c.idleTimeout < 0 || c.idleTimeout.Milliseconds() > math.MaxInt32:
+		return fmt.Errorf("fence idle timeout (WithFenceIdleTimeout) is %v; it must be from 0 (off) to %v, the server's largest", c.idleTimeout, math.MaxInt32*time.Millisecond)
 	}
 	return nil
 }
