@@ -379,7 +379,7 @@ func (l *link) proveLocks(ctx context.Context) error {
 	var first, second bool
 	var otherErr error
 	err := l.run(ctx, func(own context.Context) error {
-		tx, err := l.conn.BeginTx(own, nil)
+		tx, err := l.conn.BeginTx(own, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
 		if err != nil {
 			return err
 		}
