@@ -48,6 +48,16 @@ func discard(conn *sql.Conn) {
 	_ = conn.Close()
 }
 
+// beside returns where connections are made as the pool makes its own, beside it; false if it
+// is not baldur's. The deadline of the ctx that a connection is made with ends that too.
+func beside(db *sql.DB) (*sql.DB, bool) {
+	d, ok := db.Driver().(interface{ untracked() driver.Connector })
+	if !ok {
+		return nil, false
+	}
+	return sql.OpenDB(d.untracked()), true
+}
+
 // checkIdle returns errInTransaction if the connection is in a transaction.
 func checkIdle(ctx context.Context, conn *sql.Conn) error {
 	status, _, err := connStatus(conn)

@@ -172,8 +172,7 @@ var errNoSecond = errors.New("no second connection to be had")
 // secondDB returns where a connection beside a pinned one can be had: outside of
 // the pool if it is baldur's, so that a full pool is no obstacle.
 func (p *PGAdmin) secondDB() (db *sql.DB, done func(), err error) {
-	if d, ok := p.db.Driver().(interface{ untracked() driver.Connector }); ok {
-		db := sql.OpenDB(d.untracked())
+	if db, ok := beside(p.db); ok {
 		return db, func() { _ = db.Close() }, nil
 	}
 	if s := p.db.Stats(); s.MaxOpenConnections > 0 && s.InUse >= s.MaxOpenConnections {

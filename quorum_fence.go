@@ -42,7 +42,7 @@ func (q *PGQuorum) RequirePrimary(ctx context.Context, tx *sql.Tx) (epoch int64,
 		q.rejected()
 		return 0, ErrNotPrimary
 	}
-	table, err := q.fenceTable()
+	table, err := q.leaseTableName()
 	if err != nil {
 		return 0, err
 	}
@@ -75,7 +75,7 @@ func (q *PGQuorum) RequirePrimary(ctx context.Context, tx *sql.Tx) (epoch int64,
 var ErrSubtransaction = errors.New("baldur: the transaction is within a savepoint, which can be rolled back without it: guard it before SAVEPOINT, or after RELEASE")
 
 // errOldSnapshot is as the server's error where a row was changed since.
-var errOldSnapshot = fmt.Errorf("baldur: RequirePrimary: the transaction's snapshot is older than this hold of the lease: begin it anew: %w",
+var errOldSnapshot = fmt.Errorf("baldur: the transaction's snapshot is older than this hold of the lease: begin it anew: %w",
 	&pq.Error{Severity: "ERROR", Code: "40001", Message: "could not serialize access due to an older snapshot"})
 
 func (q *PGQuorum) rejected() { q.count(func(s *QuorumStats) { s.GuardRejections++ }) }
@@ -139,7 +139,8 @@ func (q *PGQuorum) isHolder(t *term) string {
 	return "l.name {=} " + sqlText(q.cfg.name) + " AND l.lease_id {=} " + sqlText(q.id) + " AND l.epoch {=} " + quoted(t.lease.Epoch) + "::pg_catalog.int8"
 }
 
-func (q *PGQuorum) fenceTable() (string, error) {
+// leaseTableName is the name, quoted and with its schema, of the table that the link has found.
+func (q *PGQuorum) leaseTableName() (string, error) {
 	l, ok := q.line.(*link)
 	if !ok {
 		return "", errors.New("baldur: there is no lease table")
@@ -172,7 +173,7 @@ func (q *PGQuorum) FenceCTE() (string, error) {
 		q.rejected()
 		return "", ErrNotPrimary
 	}
-	table, err := q.fenceTable()
+	table, err := q.leaseTableName()
 	if err != nil {
 		return "", err
 	}

@@ -2,8 +2,6 @@ package baldur
 
 import (
 	"context"
-	"database/sql"
-	"database/sql/driver"
 	"sync"
 	"time"
 
@@ -16,21 +14,23 @@ const killEvery = 20 * time.Millisecond
 // waiting, from killAfter on and one after the other, on a connection beside the
 // pool; the function that it returns ends that. See WithFenceKill.
 func (l *link) killGuards(ctx context.Context) (stop func()) {
-	beside, ok := l.db.Driver().(interface{ untracked() driver.Connector })
 	pid := l.pid.Load()
-	if l.cfg.killAfter == 0 || pid == 0 || !ok {
+	if l.cfg.killAfter == 0 || pid == 0 {
+		return func() {}
+	}
+	db, ok := beside(l.db)
+	if !ok {
 		return func() {}
 	}
 	ctx, cancel := context.WithCancel(hook.Own(ctx))
 	var wg sync.WaitGroup
 	wg.Go(func() {
+		defer func() { _ = db.Close() }()
 		select {
 		case <-time.After(l.cfg.killAfter):
 		case <-ctx.Done():
 			return
 		}
-		db := sql.OpenDB(beside.untracked())
-		defer func() { _ = db.Close() }()
 		// Another candidate that waits for the row keeps us waiting too, by a lock of the tuple.
 		kill := sqlFill(`SELECT pg_catalog.count(pg_catalog.pg_terminate_backend(b.pid))
 	FROM pg_catalog.unnest(pg_catalog.pg_blocking_pids({pid}::pg_catalog.int4)) AS b(pid) WHERE b.pid {<>} 0 AND NOT EXISTS (

@@ -152,8 +152,7 @@ func (l *link) dial(ctx context.Context) (*sql.Conn, error) {
 	at, cancel := context.WithTimeout(hook.Own(ctx), l.cfg.attempt/4)
 	defer cancel()
 	if idle, e := l.db.Conn(at); e == nil {
-		_ = idle.Raw(func(any) error { return driver.ErrBadConn })
-		_ = idle.Close()
+		discard(idle)
 		l.cfg.log.Info("baldur: a connection of the pool was closed to make room for the lease's", "lease", l.cfg.name, "error", err)
 	}
 	return l.own.Conn(hook.Own(ctx))
@@ -229,6 +228,9 @@ func (l *link) settle(ctx context.Context) error {
 func (l *link) findTable(ctx context.Context) error {
 	spec := l.cfg.leaseTable()
 	known := l.table.Load()
+	if known == nil {
+		known = &linkTable{}
+	}
 	for made := false; ; made = true {
 		found, err := spec.find(ctx, func(ctx context.Context, query string, each func(*sql.Rows) error) error {
 			return l.ask(ctx, readOnly, query, each)
@@ -236,11 +238,7 @@ func (l *link) findTable(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		oid := int64(0)
-		if known != nil {
-			oid = known.oid
-		}
-		t, err := spec.choose(found, oid)
+		t, err := spec.choose(found, known.oid)
 		switch {
 		case err == nil && t == nil && !made:
 			err = l.run(ctx, func(ctx context.Context) error { return spec.migrate(ctx, l.conn, l.limit, false) })
@@ -254,7 +252,7 @@ func (l *link) findTable(ctx context.Context) error {
 		if err != nil {
 			return l.unfit(err.Error())
 		}
-		if known != nil && known.oid != t.oid {
+		if known.oid != 0 && known.oid != t.oid {
 			l.cfg.log.Warn("baldur: the lease table is another one than before, so that what it says may be older", "lease", l.cfg.name, "table", t.name)
 		}
 		l.table.Store(&linkTable{t.oid, t.name, t.lacks})
@@ -363,10 +361,11 @@ func (l *link) proveLocks(ctx context.Context) error {
 	if l.proved {
 		return nil
 	}
-	beside, ok := l.db.Driver().(interface{ untracked() driver.Connector })
+	other, ok := beside(l.db)
 	if !ok {
 		return nil
 	}
+	defer func() { _ = other.Close() }()
 	soon := l.cfg.attempt / 2
 	if deadline, ok := ctx.Deadline(); ok {
 		soon = min(soon, time.Until(deadline)/4)
@@ -374,8 +373,6 @@ func (l *link) proveLocks(ctx context.Context) error {
 	var b [8]byte
 	_, _ = rand.Read(b[:])
 	try := "SELECT pg_catalog.pg_try_advisory_xact_lock(" + quoted(int64(binary.NativeEndian.Uint64(b[:]))) + "::pg_catalog.int8)"
-	other := sql.OpenDB(beside.untracked()) // which ctx's deadline ends
-	defer func() { _ = other.Close() }()
 	var first, second bool
 	var otherErr error
 	err := l.run(ctx, func(own context.Context) error {
@@ -652,10 +649,7 @@ func (l *link) wait(d time.Duration, bell bool, unless func() bool) {
 
 // pause waits for d, and tells whether it was interrupted.
 func (l *link) pause(d time.Duration, unless func() bool) bool {
-	l.mu.Lock()
-	now := d <= 0 || unless()
-	l.mu.Unlock()
-	if now {
+	if d <= 0 || unless() {
 		return true
 	}
 	timer := time.NewTimer(d)

@@ -102,16 +102,20 @@ func LeaseTable(ctx context.Context, db *sql.DB, opts ...QuorumOption) (name str
 	}
 	cfg, err := newQuorumConfig(anyRegion, opts)
 	if err == nil {
-		var found []foundTable
 		spec := cfg.leaseTable()
-		if found, err = spec.find(ctx, func(ctx context.Context, query string, each func(*sql.Rows) error) error {
-			return eachRow(ctx, db, query, each)
-		}); err == nil {
-			var t *foundTable
-			if t, err = spec.choose(found, 0); t != nil {
+		err = onCleanConn(ctx, db, func(ctx context.Context, conn *sql.Conn) error {
+			found, err := spec.find(ctx, func(ctx context.Context, query string, each func(*sql.Rows) error) error {
+				return eachRow(ctx, conn, query, each)
+			})
+			if err != nil {
+				return err
+			}
+			t, err := spec.choose(found, 0)
+			if t != nil {
 				name = t.name
 			}
-		}
+			return err
+		})
 	}
 	if err != nil {
 		return "", fmt.Errorf("baldur: LeaseTable: %w", err)

@@ -114,7 +114,7 @@ func (w pgWitness) fill(statement string, pairs ...string) string {
 		system   = "(SELECT c.system_identifier FROM pg_catalog.pg_control_system() c)"
 	)
 	ttl := strconv.FormatInt(w.cfg.ttl.Milliseconds(), 10)
-	key := leaseLockKey(leaseTable + ":" + w.cfg.name)
+	key := leaseLockKey(w.cfg.name)
 	return sqlFill(strings.NewReplacer(append(pairs,
 		"{table}", w.link.table.Load().name, "{name}", sqlText(w.cfg.name), "{region}", sqlText(w.cfg.region),
 		"{key}", "'"+strconv.FormatInt(key, 10)+"'", "{key_high}", strconv.FormatUint(uint64(key)>>32, 10), "{key_low}", strconv.FormatUint(uint64(key)&0xffffffff, 10),
@@ -179,13 +179,13 @@ func (w pgWitness) release(ctx context.Context, id string, epoch int64) (leaseRo
 
 // leaseChannel is what changes of a lease are notified on.
 func leaseChannel(name string) string {
-	return fmt.Sprintf("%s_%016x", leaseTable, uint64(leaseLockKey(leaseTable+":"+name)))
+	return fmt.Sprintf("%s_%016x", leaseTable, uint64(leaseLockKey(name)))
 }
 
-// leaseLockKey is the advisory lock of a name.
+// leaseLockKey is the advisory lock of a lease's succession.
 func leaseLockKey(name string) int64 {
 	h := fnv.New64a()
-	_, _ = h.Write([]byte(name))
+	_, _ = h.Write([]byte(leaseTable + ":" + name))
 	return int64(h.Sum64())
 }
 
