@@ -58,9 +58,9 @@ func (c *callQueue) drain() {
 // slowly misses what was changed again meanwhile, but gets the latest. The channel
 // is closed when ctx ends, or by Close.
 //
-// A change is known at once by NOTIFY; within 0.3 TTL behind a pooler, where
-// LISTEN does not work; a lease that is not renewed shows as LeaseExpired after
-// its TTL. That is news for people and for routing: it proves nothing about who is
+// A change is known at once by NOTIFY; within 0.2 TTL behind a pooler and with other drivers
+// than lib/pq, where LISTEN is not used. A lease that is not renewed shows as LeaseExpired
+// after its TTL. That is news for people and for routing: it proves nothing about who is
 // primary when it is read.
 func (q *PGQuorum) Watch(ctx context.Context) <-chan QuorumEvent {
 	c := make(chan QuorumEvent, 1)

@@ -20,13 +20,14 @@ import (
 // may come at any point of the transaction: first to fail early, last to keep a
 // takeover waiting least. It is one round trip, and right in every isolation level.
 //
-// It returns ErrNotPrimary if this process is not primary, by its clock, without
-// asking; ErrFenced if another process has become primary, after which this one is
-// none; ErrSubtransaction after a SAVEPOINT that is neither released nor rolled back, since
-// ROLLBACK TO would end the guard and not tx. Other errors are the server's: in REPEATABLE READ and SERIALIZABLE a
-// serialization failure (SQLSTATE 40001) where it is no takeover that has caused
-// it, or where the snapshot of tx is older than this hold of the lease. After an error the
-// transaction must be rolled back.
+// After an error the transaction must be rolled back. The errors are
+//
+//   - [ErrNotPrimary]: this process is not primary, by its clock. The server was not asked.
+//   - [ErrFenced]: another process has become primary. This one has given up its belief.
+//   - [ErrSubtransaction]: tx is within a SAVEPOINT, and ROLLBACK TO would end the guard.
+//   - A serialization failure (SQLSTATE 40001), in REPEATABLE READ and SERIALIZABLE, that no
+//     takeover has caused, or because the snapshot of tx is older than this hold of the lease.
+//   - Any other: the server's or the driver's.
 //
 // The guard is a lock on the lease's row, FOR KEY SHARE, which renewals pass and
 // takeovers wait for: see [WithFenceKill] and [WithFenceIdleTimeout]. A role needs
@@ -159,14 +160,13 @@ func (q *PGQuorum) leaseTableName() (string, error) {
 //	cte, err := q.FenceCTE()
 //	res, err := tx.ExecContext(ctx, "WITH "+cte+" INSERT INTO orders (id) SELECT $1::bigint FROM baldur_fence", id)
 //
-// A statement that comes through it with no row is fenced: that no row was
-// affected must be taken for ErrFenced. After a SAVEPOINT that is neither released nor rolled
-// back it fails (SQLSTATE 22P02, with a message that says so). In REPEATABLE READ and SERIALIZABLE a
-// takeover shows as a serialization failure (SQLSTATE 40001), and a snapshot that is older
-// than this hold of the lease as no row.
+// A statement that affects no row is fenced: take that for ErrFenced. Within a SAVEPOINT it fails
+// (SQLSTATE 22P02, with a message that says so). In REPEATABLE READ and SERIALIZABLE a takeover
+// shows as a serialization failure (SQLSTATE 40001), and a snapshot that is older than this hold
+// of the lease as no row. It sets no idle timeout: see [WithFenceIdleTimeout].
 //
-// It returns ErrNotPrimary if this process is not primary, by its clock. The
-// text is of this hold of the lease: do not keep it. It defines baldur_guard, too.
+// It returns ErrNotPrimary if this process is not primary, by its clock. The text is valid for
+// this hold of the lease only: do not keep it. It also defines the name baldur_guard.
 func (q *PGQuorum) FenceCTE() (string, error) {
 	t := q.valid()
 	if t == nil {
@@ -182,15 +182,15 @@ func (q *PGQuorum) FenceCTE() (string, error) {
 		"{table}", table, "{condition}", q.isHolder(t)), nil
 }
 
-// InTx calls f in a transaction on the quorum's own database that RequirePrimary guards, and
-// commits if f returns nil. f must neither commit nor roll back. f is called once at most: what is to
-// be tried again is for the caller to decide, by the error:
+// InTx calls f in a transaction of the quorum's pool that [PGQuorum.RequirePrimary] guards, and
+// commits if f returns nil. f must neither commit nor roll back. f is called once at most: the
+// caller decides what to try again, by the error:
 //
 //   - [ErrNotPrimary], [ErrFenced]: this process is not the primary; nothing was done.
 //   - [ErrCommitUnknown]: the answer to COMMIT was lost: it may be committed.
-//   - any other, which is f's or the server's: it is not committed.
+//   - Any other, f's, ctx's or the server's: it is not committed.
 //
-// opts are those of sql.DB.BeginTx. A panic of f passes, and the transaction is rolled back.
+// opts are those of sql.DB.BeginTx. If f panics the transaction is rolled back.
 func (q *PGQuorum) InTx(ctx context.Context, opts *sql.TxOptions, f func(tx *sql.Tx, epoch int64) error) error {
 	l, ok := q.line.(*link)
 	if !ok {
@@ -218,8 +218,8 @@ func (q *PGQuorum) InTx(ctx context.Context, opts *sql.TxOptions, f func(tx *sql
 	return commitError(tx.Commit())
 }
 
-// beginClean begins a transaction. A connection that was left in one is discarded by lib/pq, with an
-// error that database/sql does not try again after.
+// beginClean begins a transaction. lib/pq discards a connection that was left in one, with an
+// error after which database/sql does not try again.
 func beginClean(ctx context.Context, db *sql.DB, opts *sql.TxOptions) (*sql.Tx, error) {
 	for range db.Stats().Idle + 1 {
 		tx, err := db.BeginTx(ctx, opts)
@@ -270,15 +270,16 @@ type Seal struct {
 	table string // quoted, with its schema
 }
 
-// SealEpoch carries this process's epoch to another database, db, whose data are
-// to be fenced too: a new primary calls it before all else. It waits for the
-// transactions that earlier epochs guard there, for as long as this process is primary, and
-// from then on none of these commits. It keeps the highest epoch of each lease in the table
-// baldur_fence, which is found as the lease table is, and made in public if there is none and the role may.
+// SealEpoch carries this process's epoch to another database, db, whose data are to be fenced
+// too: a new primary calls it before all else. It waits for the transactions that earlier epochs
+// guard there, until ctx ends or this process is no longer primary, and from then on none of
+// these commits. The table baldur_fence keeps the highest epoch of each lease. It is found as the
+// lease table is, and made in the schema public if there is none and the role may.
 //
-// It returns ErrNotPrimary if this process is not primary, and ErrFenced if a
-// later epoch was sealed there. The lease is then given up, since its epochs have gone back, as
-// by a snapshot that was restored, and is taken again with a higher one than was sealed.
+// It returns ErrNotPrimary if this process is not primary, a [*LeaseLostError] if it stopped being
+// primary meanwhile, and ErrFenced if a later epoch was sealed there. In that case the lease's
+// epochs have gone back, as by a snapshot that was restored: the lease is given up, and taken
+// again with a higher epoch than was sealed.
 func (q *PGQuorum) SealEpoch(ctx context.Context, db *sql.DB) (*Seal, error) {
 	if db == nil {
 		return nil, errors.New("baldur: SealEpoch: the pool is nil")

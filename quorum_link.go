@@ -20,16 +20,15 @@ import (
 	"github.com/baldur-go/baldur/internal/hook"
 )
 
-// link is the connection that a quorum keeps. It is the lease's own, made by the
-// pool's connector beside the pool.
+// link is the connection that a quorum keeps: its own, made by the pool's connector beside the
+// pool.
 //
-// One of the pool would be cheaper by the time that it takes to connect, once (5 ms
-// by TCP). But a program leaves on a pooled connection what it likes, by accident too:
-// an open transaction, a role, a search_path, an encoding. Not all of it can be seen, nor
-// be taken back without harm to the program. And a lease that queued for a pool would be
-// lost when the pool is exhausted, or exhaust a small pool for ever.
+// One of the pool would save the time to connect, once (5 ms by TCP). But programs leave things
+// on pooled connections, by accident too: an open transaction, a role, a search_path, an
+// encoding. Not all of that can be seen, or undone without harm to the program. And a lease that
+// queued for a pool would be lost when the pool is exhausted, or would exhaust a small pool.
 //
-// It belongs to one goroutine at a time, but for interrupt.
+// It belongs to one goroutine at a time, except for interrupt, pid and table.
 type link struct {
 	db  *sql.DB
 	t   *Tracker
@@ -522,11 +521,10 @@ func eachRow(ctx context.Context, on interface {
 	return errors.Join(rows.Err(), rows.Close())
 }
 
-// run does what goes over the connection. When ctx ends the socket is cut, so that nothing is
-// waited for; pq's own way would be to dial once more, to send a cancel request,
-// which on a silent network waits too. After an error that is not a refusal the
-// link is closed: what was sent may be carried out yet, but its reply will not
-// be taken for another's.
+// run calls f, which uses the connection. When ctx ends the socket is cut, so that f does not
+// wait; pq's own way is to dial once more, for a cancel request, which on a silent network waits
+// too. After an error that is not a refusal the link is closed: what was sent may yet be carried
+// out, but its reply will not be taken for another's.
 func (l *link) run(ctx context.Context, f func(context.Context) error) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -552,10 +550,9 @@ func (l *link) run(ctx context.Context, f func(context.Context) error) error {
 	return l.failed(err)
 }
 
-// failed looks at what came of a round trip. Of a refusal it is often not the request
-// but the connection that must change: the server has become read-only, the table has
-// moved, a right was given. So the next request connects anew, but where somebody only
-// has a lock.
+// failed classifies what came of a round trip, and closes the link after an error: often it is
+// not the request but the connection that must change, since the server has become read-only,
+// the table has moved, or a right was given. Only where somebody has a lock is it kept.
 func (l *link) failed(err error) error {
 	if err == nil && l.warned.Load() {
 		err = errors.New("baldur: the server committed with a warning: it may not be on the synchronous standby")

@@ -63,7 +63,7 @@ func (c *quorumConfig) leaseTable() *tableSpec {
 
 // MigrateQuorum creates the lease table, public.baldur_lease, or finds the one that
 // there is, in any schema, and makes sure that it is what it must be. It may be called
-// any number of times, by any number of processes at once.
+// any number of times, by any number of processes at once. It takes a minute at most.
 //
 // It needs the right to create a table in the schema. A role that only uses the table
 // needs USAGE on the schema, SELECT, INSERT and UPDATE on the table (one that only calls
@@ -94,8 +94,8 @@ func MigrateQuorum(ctx context.Context, db *sql.DB, opts ...QuorumOption) error 
 }
 
 // LeaseTable returns the name, quoted and with its schema, of the table that MigrateQuorum
-// and PGQuorum use in the database of db; "" if there is none yet. It changes nothing, and
-// works on a standby. Of opts, WithLeaseTable and WithLeaseOwner count.
+// and PGQuorum use in the database of db; "" if there is none yet. It changes nothing,
+// works on a standby, and takes a minute at most. Of opts, WithLeaseTable and WithLeaseOwner count.
 func LeaseTable(ctx context.Context, db *sql.DB, opts ...QuorumOption) (name string, err error) {
 	if db == nil {
 		return "", errors.New("baldur: LeaseTable: the pool is nil")
@@ -134,7 +134,7 @@ const anyRegion = "-"
 // its TTL, by the server's clock. Processes that start afterwards find the table where it
 // is; WithLeaseTable is needed if its name is another one than baldur_lease. Of opts,
 // WithLeaseTable, for the table as it is, and WithLeaseOwner count. It needs to be the
-// table's owner and the right to create in the new schema.
+// table's owner and the right to create in the new schema. It takes a minute at most.
 func MoveLeaseTable(ctx context.Context, db *sql.DB, to string, opts ...QuorumOption) error {
 	if db == nil {
 		return errors.New("baldur: MoveLeaseTable: the pool is nil")

@@ -75,16 +75,17 @@ func WithLeaseTable(name string) QuorumOption {
 	}
 }
 
-// WithLeaseOwner accepts lease and fence tables of these roles. In any case accepted are those
-// of the current role and of roles that it is a member of, of the database's owner, and of superusers.
-// Whoever owns a table can have code run with the rights of those who use it.
+// WithLeaseOwner accepts lease and fence tables that these roles own. Those of the current role,
+// of roles that it is a member of, of the database's owner and of superusers are accepted
+// without it. Whoever owns a table can have code run with the rights of those who use it.
 func WithLeaseOwner(roles ...string) QuorumOption {
 	return func(c *quorumConfig) { c.owners = append(c.owners, roles...) }
 }
 
 // WithLeaseTTL sets how long a lease lasts that is not renewed, which is also
 // how long a successor waits. Default 10 s; 500 ms to 300 s in whole milliseconds,
-// and no less than four round trips to the server and two margins. All candidates should use the same.
+// and no less than four round trips to the server and two margins. All candidates should use
+// the same.
 func WithLeaseTTL(d time.Duration) QuorumOption {
 	return func(c *quorumConfig) { c.ttl = d }
 }
@@ -117,8 +118,10 @@ func WithLeaseJitter(part float64) QuorumOption {
 
 // WithFenceKill has a takeover that has waited for so long for transactions
 // which [PGQuorum.RequirePrimary] guards end their sessions, by
-// pg_terminate_backend, which the same role may. Default 0: it waits for them.
-// It needs a direct connection: behind PgBouncer it does nothing.
+// pg_terminate_backend, which the same role may. Default 0: it waits for them; else less than
+// the attempt timeout.
+// It needs a direct connection by lib/pq: behind PgBouncer, and with other drivers, it does
+// nothing.
 func WithFenceKill(after time.Duration) QuorumOption {
 	return func(c *quorumConfig) { c.killAfter = after }
 }
@@ -127,13 +130,14 @@ func WithFenceKill(after time.Duration) QuorumOption {
 // guards may be idle before the server ends its session: by
 // idle_in_transaction_session_timeout, for this transaction, where that is not
 // lower already. So a primary that is cut off from the network does not hold up
-// its successor. Default the TTL; 0 leaves it as it is.
+// its successor. Default the TTL; 0 leaves it as it is. At most 2^31-1 ms, the
+// server's largest.
 func WithFenceIdleTimeout(d time.Duration) QuorumOption {
 	return func(c *quorumConfig) { c.idleTimeout = d }
 }
 
 // WithoutNotify has candidates poll only, and not LISTEN for the lease's
-// changes. Behind a pooler that is so in any case.
+// changes. Behind a pooler, and with other drivers than lib/pq, that is so in any case.
 func WithoutNotify() QuorumOption {
 	return func(c *quorumConfig) { c.notify = false }
 }

@@ -21,8 +21,8 @@ import (
 // are right to 1 in 1000, and that the witness does not forget what it has
 // committed (see below for failovers).
 //
-//   - The holder believes until TTL − margin ([WithSafetyMargin]) after it has sent the request which
-//     was confirmed; not after the reply: the two can be any time apart.
+//   - The holder believes until TTL − margin ([WithSafetyMargin]) after it has sent the request
+//     that was confirmed; not after the reply: the two can be any time apart.
 //   - A candidate takes the lease of another one only when it has watched the row
 //     unchanged for the row's TTL, counted from when it received it; not from when
 //     it asked. The server's clock must agree that the lease has expired, for up
@@ -61,19 +61,21 @@ import (
 //
 // # Its connection and its table
 //
-// It keeps one connection of its own, which the pool's connector makes beside the
-// pool: it takes none of the pool's, and meets nothing that a program has left on
-// one. Stats has its process id. If the server has no connection left, an idle one of the
-// pool is closed to make room. Loss of it does not end a belief: it connects again and
-// renews. The pool must be baldur's, so that a call on a silent network can be cut: connections
-// that baldur does not dial itself (Wrap, OpenDB) are interrupted only as well as their driver
-// heeds a ctx. Behind PgBouncer, in any mode but statement, all works; a successor then learns
-// of a release by polling, every 0.2 TTL, not at once.
+// It keeps one connection of its own, which the pool's connector makes beside the pool. It takes
+// none of the pool's, and meets nothing that a program has left on one. Stats has its process
+// id. If the server has no connection left, an idle one of the pool is closed to make room.
+// Loss of the connection does not end a belief: it connects again and renews. The pool must be
+// baldur's, so that a call on a silent network can be cut: connections that baldur does not dial
+// itself (Wrap, OpenDB) are interrupted only as well as their driver heeds a ctx. Behind
+// PgBouncer, in any mode but statement, all works but [WithFenceKill] and LISTEN: a successor
+// learns of a release by polling, every 0.2 TTL, not at once. So it is with other drivers than
+// lib/pq.
 //
 // Each request is a transaction of its own, with a lock_timeout and a statement_timeout, so that
-// the server too gives up half a second after the attempt's time at the latest. What it means does not
-// depend on the session: neither on the search_path nor the role, encoding, or defaults of a role, a
-// database or a DSN. Read-only defaults of these are overruled; the server's configuration is not.
+// the server gives up too, half a second after the attempt's time at the latest. What it means
+// does not depend on the session: neither on the search_path nor the role, the encoding, or the
+// defaults of a role, a database or a DSN. Read-only defaults of these are overruled; the
+// server's configuration is not.
 //
 // The table is looked for in all schemas: see [WithLeaseTable]. It must be plain: a
 // trigger, a rule, row level security, inheritance, a foreign key, and functions of

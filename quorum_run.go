@@ -117,7 +117,8 @@ func (q *PGQuorum) endLoopLocked() {
 // already, it does nothing.
 func (q *PGQuorum) StopAutoRenew() { q.stopAutoRenew(false) }
 
-// stopAutoRenew is StopAutoRenew; with release the lease is released also if it was stopped already.
+// stopAutoRenew is StopAutoRenew; with release the lease is also released if it was stopped
+// already.
 func (q *PGQuorum) stopAutoRenew(release bool) {
 	q.mu.Lock()
 	was := q.campaign || release

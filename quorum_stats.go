@@ -20,7 +20,7 @@ type QuorumStats struct {
 
 	Holder QuorumEvent // what the witness has told last; State "" if nothing yet
 
-	BackendPID int // of the lease's own connection, beside the pool; 0: it has none, or it is not known, as behind a pooler
+	BackendPID int // of the lease's own connection, beside the pool; 0: it has none, or it is not known (a pooler, another driver than lib/pq)
 
 	Elections       int64                // won
 	Losses          map[LossReason]int64 // every reason has an entry

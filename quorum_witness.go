@@ -12,10 +12,10 @@ import (
 type witness interface {
 	// observe reads the row.
 	observe(ctx context.Context) (leaseRow, error)
-	// acquire makes id the holder, if this is still the server and the version of
-	// seen (a failover may bring an old version back), and the row is free, id's already, or expired by the server's clock, which
-	// ignoreClock leaves out. The new epoch is above the row's and above floor. It
-	// returns the row as it is then, or else as it was.
+	// acquire makes id the holder, if this is still the server and the version of seen (a
+	// failover may bring an old version back), and the row is free, id's already, or expired
+	// by the server's clock, which ignoreClock leaves out. The new epoch is above the row's
+	// and above floor. It returns the row as it is then, or else as it was.
 	acquire(ctx context.Context, id string, seen leaseRow, floor int64, ignoreClock bool) (row leaseRow, ok bool, err error)
 	// renew moves the expiry, if the row is still id's of this epoch.
 	renew(ctx context.Context, id string, epoch int64) (row leaseRow, ok bool, err error)
