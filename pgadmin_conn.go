@@ -20,12 +20,12 @@ import (
 // and stay. (DISCARD ALL would undo both, and break every sql.Stmt.)
 
 // take takes a connection of the pool that is in no transaction.
-func (p *PGAdmin) take(ctx context.Context) (*sql.Conn, error) {
-	return p.takeFrom(ctx, p.db)
-}
+func (p *PGAdmin) take(ctx context.Context) (*sql.Conn, error) { return takeClean(ctx, p.db) }
 
-func (p *PGAdmin) takeFrom(ctx context.Context, db *sql.DB) (*sql.Conn, error) {
-	for left := p.attempts(); ; left-- {
+// takeClean takes a connection of a pool that is in no transaction, of those that it has and a
+// few new ones.
+func takeClean(ctx context.Context, db *sql.DB) (*sql.Conn, error) {
+	for left := maxTakes(db); ; left-- {
 		conn, err := db.Conn(ctx)
 		if err != nil {
 			return nil, err
@@ -34,11 +34,13 @@ func (p *PGAdmin) takeFrom(ctx context.Context, db *sql.DB) (*sql.Conn, error) {
 			return conn, nil
 		}
 		discard(conn)
-		if !errors.Is(err, errInTransaction) && !isBadConn(err) || !p.mayRetry(ctx, left) {
+		if !errors.Is(err, errInTransaction) && !isBadConn(err) || ctx.Err() != nil || left <= 1 {
 			return nil, err
 		}
 	}
 }
+
+func maxTakes(db *sql.DB) int { return 3 + db.Stats().OpenConnections }
 
 var errInTransaction = errors.New("baldur: the pool's connections come in an open transaction")
 
@@ -107,26 +109,41 @@ func connStatus(conn *sql.Conn) (status byte, isLibPQ bool, err error) {
 	return status, isLibPQ, err
 }
 
-// pgxTxStatus is c.Conn().PgConn().TxStatus() of pgx's stdlib connection, which
-// the root package does not import; else 0. The names are constants, so that the
-// linker still drops other methods.
-func pgxTxStatus(c driver.Conn) byte {
+// pgxConn is c.Conn().PgConn() of pgx's stdlib connection, which the root package does not
+// import; else nil. The names are constants, so that the linker still drops other methods.
+func pgxConn(c driver.Conn) any {
 	v := reflect.ValueOf(c).MethodByName("Conn")
 	if !v.IsValid() || v.Type().NumIn() != 0 || v.Type().NumOut() != 1 {
-		return 0
+		return nil
 	}
 	if v = v.Call(nil)[0]; v.Kind() != reflect.Pointer || v.IsNil() {
-		return 0
+		return nil
 	}
 	v = v.MethodByName("PgConn")
 	if !v.IsValid() || v.Type().NumIn() != 0 || v.Type().NumOut() != 1 {
-		return 0
+		return nil
 	}
 	if v = v.Call(nil)[0]; v.Kind() != reflect.Pointer || v.IsNil() {
-		return 0
+		return nil
 	}
-	if s, ok := v.Interface().(interface{ TxStatus() byte }); ok {
+	return v.Interface()
+}
+
+// pgxTxStatus is pgx's pqTxStatus.
+func pgxTxStatus(c driver.Conn) byte {
+	if s, ok := pgxConn(c).(interface{ TxStatus() byte }); ok {
 		return s.TxStatus()
+	}
+	return 0
+}
+
+// driverPID is the process id that the driver was told at log-in; 0 if it does not tell.
+func driverPID(c driver.Conn) int {
+	if pid := pqPID(c); pid != 0 {
+		return pid
+	}
+	if p, ok := pgxConn(c).(interface{ PID() uint32 }); ok {
+		return int(p.PID())
 	}
 	return 0
 }
@@ -308,7 +325,7 @@ func (p *PGAdmin) attempts() int {
 	if p.db == nil {
 		return 1
 	}
-	return 3 + p.db.Stats().OpenConnections
+	return maxTakes(p.db)
 }
 
 // again tells whether to try another connection: the one of this attempt had died

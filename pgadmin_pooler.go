@@ -125,7 +125,7 @@ func (p *PGAdmin) probe(ctx context.Context, conn *sql.Conn) (PoolerMode, error)
 	defer done()
 	ctx2, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
-	other, err := p.takeFrom(ctx2, second)
+	other, err := takeClean(ctx2, second)
 	if err != nil {
 		return unseen(told), ctx.Err()
 	}

@@ -200,10 +200,11 @@ func (q *PGQuorum) InTx(ctx context.Context, opts *sql.TxOptions, f func(tx *sql
 		q.rejected()
 		return ErrNotPrimary
 	}
-	tx, err := beginClean(ctx, l.db, opts)
+	conn, tx, err := beginClean(ctx, l.db, opts)
 	if err != nil {
 		return fmt.Errorf("baldur: InTx: begin: %w", err)
 	}
+	defer func() { _ = conn.Close() }()
 	defer func() { _ = tx.Rollback() }()
 	epoch, err := q.RequirePrimary(ctx, tx)
 	if err != nil {
@@ -218,16 +219,23 @@ func (q *PGQuorum) InTx(ctx context.Context, opts *sql.TxOptions, f func(tx *sql
 	return commitError(tx.Commit())
 }
 
-// beginClean begins a transaction. lib/pq discards a connection that was left in one, with an
-// error after which database/sql does not try again.
-func beginClean(ctx context.Context, db *sql.DB, opts *sql.TxOptions) (*sql.Tx, error) {
-	for range db.Stats().Idle + 1 {
-		tx, err := db.BeginTx(ctx, opts)
-		if _, answered := sqlState(err); err == nil || answered || ctx.Err() != nil {
-			return tx, err
+// beginClean begins a transaction on a connection that was in none. One that has died in the pool is
+// replaced, as by sql.DB.BeginTx.
+func beginClean(ctx context.Context, db *sql.DB, opts *sql.TxOptions) (*sql.Conn, *sql.Tx, error) {
+	for left := maxTakes(db); ; left-- {
+		conn, err := takeClean(ctx, db)
+		if err != nil {
+			return nil, nil, err
+		}
+		tx, err := conn.BeginTx(ctx, opts)
+		if err == nil {
+			return conn, tx, nil
+		}
+		_ = conn.Close()
+		if !isBadConn(err) || ctx.Err() != nil || left <= 1 {
+			return nil, nil, err
 		}
 	}
-	return db.BeginTx(ctx, opts)
 }
 
 // pgxCommitRolledBack is pgx.ErrTxCommitRollback, where f has dropped an error.

@@ -31,11 +31,14 @@ func (l *link) killGuards(ctx context.Context) (stop func()) {
 		case <-ctx.Done():
 			return
 		}
-		// Another candidate that waits for the row keeps us waiting too, by a lock of the tuple.
+		// A guard has locked a row of the table for sharing. Other candidates, and a holder,
+		// keep us waiting too, and change it.
 		kill := sqlFill(`SELECT pg_catalog.count(pg_catalog.pg_terminate_backend(b.pid))
-	FROM pg_catalog.unnest(pg_catalog.pg_blocking_pids({pid}::pg_catalog.int4)) AS b(pid) WHERE b.pid {<>} 0 AND NOT EXISTS (
-		SELECT FROM pg_catalog.pg_locks k WHERE k.pid {=} b.pid AND k.locktype {=} 'tuple'::pg_catalog.text AND k.relation {=} {oid}::pg_catalog.oid)`,
-			"{pid}", quoted(pid), "{oid}", quoted(l.table.Load().oid))
+	FROM pg_catalog.unnest(pg_catalog.pg_blocking_pids({pid}::pg_catalog.int4)) AS b(pid) WHERE b.pid {<>} 0
+		AND EXISTS ({lock} {=} 'RowShareLock'::pg_catalog.text) AND NOT EXISTS ({lock} {=} 'RowExclusiveLock'::pg_catalog.text)`,
+			"{lock}", `SELECT FROM pg_catalog.pg_locks k JOIN pg_catalog.pg_database d ON d.oid {=} k.database
+			WHERE d.datname {=} pg_catalog.current_database() AND k.pid {=} b.pid AND k.relation {=} `+quoted(l.table.Load().oid)+`::pg_catalog.oid AND k.granted AND k.mode`,
+			"{pid}", quoted(pid))
 		for ctx.Err() == nil {
 			var n int
 			if err := db.QueryRowContext(ctx, kill).Scan(&n); err != nil && ctx.Err() == nil {

@@ -52,6 +52,7 @@ type link struct {
 	deaf      time.Time                 // until when LISTEN is not tried
 	mute      time.Time                 // until when NOTIFY is not
 	heardBell time.Time                 // when a bell was answered last
+	madeRoom  time.Time                 // when a connection of the pool was closed last
 	warned    atomic.Bool               // a WARNING came during the statement
 
 	mu      sync.Mutex    // guards the field below, and sock's read deadline while it is set
@@ -131,8 +132,9 @@ func (l *link) connect(ctx context.Context, dial poolDialer) error {
 	return l.examine(ctx)
 }
 
-// dial connects. Where the server has no connection left, or a pooler none for us,
-// one of those that lie idle in the pool is given up for it.
+// dial connects. Where the server has no connection left, one of those that lie idle in the
+// pool is given up for it; and, no more than once in a TTL, where there was no answer, as of
+// a pooler that has none for us.
 func (l *link) dial(ctx context.Context) (*sql.Conn, error) {
 	first := ctx
 	if deadline, ok := ctx.Deadline(); ok {
@@ -141,12 +143,15 @@ func (l *link) dial(ctx context.Context) (*sql.Conn, error) {
 		defer cancel()
 	}
 	conn, err := l.own.Conn(hook.Own(first))
-	if code, _ := sqlState(err); err == nil || ctx.Err() != nil || code != "53300" && first.Err() == nil {
+	if err == nil || ctx.Err() != nil {
 		return conn, err
 	}
-	if s, ok := l.t.pool(); !ok || s.idle == 0 {
+	code, _ := sqlState(err)
+	unheard := first.Err() != nil && time.Since(l.madeRoom) >= l.cfg.ttl
+	if s, ok := l.t.pool(); code != "53300" && !unheard || !ok || s.idle == 0 {
 		return nil, err
 	}
+	l.madeRoom = time.Now()
 	// It is had at once, unless it has gone meanwhile.
 	at, cancel := context.WithTimeout(hook.Own(ctx), l.cfg.attempt/4)
 	defer cancel()
@@ -199,7 +204,7 @@ func (l *link) examine(ctx context.Context) error {
 		return l.unfit(fmt.Sprintf("the server is %.60q; the witness must be a PostgreSQL", string(version)))
 	}
 	l.overrule = !writable
-	if l.pooler = int64(pqPID(l.inner)) != pid; !l.pooler { // with another driver than pq it is not known
+	if l.pooler = int64(driverPID(l.inner)) != pid; !l.pooler { // with another driver than pq it is not known
 		l.pid.Store(pid)
 		if err := l.settle(ctx); err != nil {
 			return err
@@ -374,7 +379,9 @@ func (l *link) proveLocks(ctx context.Context) error {
 	try := "SELECT pg_catalog.pg_try_advisory_xact_lock(" + quoted(int64(binary.NativeEndian.Uint64(b[:]))) + "::pg_catalog.int8)"
 	var first, second bool
 	var otherErr error
-	err := l.run(ctx, func(own context.Context) error {
+	bounded, cancel := context.WithTimeoutCause(ctx, l.limit, errAttempt)
+	defer cancel()
+	err := l.run(bounded, func(own context.Context) error {
 		tx, err := l.conn.BeginTx(own, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
 		if err != nil {
 			return err
@@ -493,8 +500,8 @@ func (l *link) inTx(ctx context.Context, wait, limit int64, mode accessMode, sta
 	err = tx.QueryRowContext(ctx, fmt.Sprintf("SELECT pg_catalog.set_config('lock_timeout'::pg_catalog.text, '%d'::pg_catalog.text, true),"+
 		" pg_catalog.set_config('statement_timeout'::pg_catalog.text, '%[2]d'::pg_catalog.text, true),"+
 		" pg_catalog.set_config('idle_in_transaction_session_timeout'::pg_catalog.text, '%[2]d'::pg_catalog.text, true),"+
-		" pg_catalog.set_config('jit'::pg_catalog.text, 'off'::pg_catalog.text, true)", wait, limit)).
-		Scan(new(string), new(string), new(string), new(string))
+		" pg_catalog.set_config('jit'::pg_catalog.text, 'off'::pg_catalog.text, true), "+sqlFill(ifKnown("transaction_timeout", "'0'")), wait, limit)).
+		Scan(new(string), new(string), new(string), new(string), new(sql.NullString))
 	if err != nil {
 		return err
 	}

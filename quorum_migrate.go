@@ -328,7 +328,7 @@ func beginChange(ctx context.Context, conn *sql.Conn, limit time.Duration) (*sql
 		fmt.Sprintf("SET LOCAL lock_timeout = %d", max(1, (limit*4/5).Milliseconds())),
 		fmt.Sprintf("SET LOCAL statement_timeout = %d", (limit + serverGrace).Milliseconds()),
 		fmt.Sprintf("SET LOCAL idle_in_transaction_session_timeout = %d", (limit + serverGrace).Milliseconds()),
-		"SET LOCAL default_tablespace = ''", "SET LOCAL default_table_access_method = heap", sqlFill("SELECT " + sqlDurable),
+		"SET LOCAL default_tablespace = ''", "SET LOCAL default_table_access_method = heap", sqlFill("SELECT " + sqlDurable + ", " + ifKnown("transaction_timeout", "'0'")),
 	} {
 		if _, err := tx.ExecContext(ctx, set); err != nil {
 			_ = tx.Rollback()
