@@ -1218,18 +1218,21 @@ func TestForeignFenceMadeBefore(t *testing.T) {
 // TestLeaseOwners: whose table is accepted.
 func TestLeaseOwners(t *testing.T) {
 	for owner, accepted := range map[string]bool{
-		"the role":               true,
-		"a group of the role's":  true,
-		"a group of a group":     true,
-		"the database's owner":   true,
-		"a superuser":            true,
-		"a member of the role":   false,
-		"another":                false,
-		"another with CREATEDB":  false,
-		"a superuser's member":   false,
-		"a schema's owner":       false,
-		"a group without SET":    true, // NOINHERIT
-		"who may log in no more": false,
+		"the role":                                 true,
+		"a group of the role's":                    true,
+		"a group of a group":                       true,
+		"the database's owner":                     true,
+		"a superuser":                              true,
+		"a member of the role":                     false,
+		"another":                                  false,
+		"another with CREATEDB":                    false,
+		"a superuser's member":                     false,
+		"a schema's owner":                         false,
+		"a group without SET":                      true, // NOINHERIT
+		"who may log in no more":                   false,
+		"a group that was granted by its admin":    false, // without asking anyone
+		"a group of a group, granted by its admin": false,
+		"a group that the database's owner grants": true,
 	} {
 		t.Run(owner, func(t *testing.T) {
 			dsn := pgtest.SocketDSN(t)
@@ -1250,6 +1253,20 @@ func TestLeaseOwners(t *testing.T) {
 			case "a group of a group":
 				between, _ := newRole(t, adm, dsn, "between", "")
 				mustExec(t, adm, "GRANT "+other+" TO "+between, "GRANT "+between+" TO "+role)
+			case "a group that was granted by its admin", "a group of a group, granted by its admin", "a group that the database's owner grants":
+				admin, asAdmin := newRole(t, adm, dsn, "admin", "")
+				mustExec(t, adm, "GRANT "+other+" TO "+admin+" WITH ADMIN OPTION")
+				member := role
+				switch {
+				case strings.Contains(owner, "database"):
+					mustExec(t, adm, "ALTER DATABASE "+name+" OWNER TO "+admin)
+					t.Cleanup(func() { mustExec(t, adm, "ALTER DATABASE "+name+" OWNER TO CURRENT_USER") })
+				case strings.Contains(owner, "of a group"):
+					member, _ = newRole(t, adm, dsn, "between", "")
+					mustExec(t, adm, "GRANT "+member+" TO "+role)
+				}
+				mustExec(t, plainPool(t, asAdmin), "GRANT "+other+" TO "+member)
+				t.Cleanup(func() { mustExec(t, adm, "SET ROLE "+admin+"; REVOKE "+other+" FROM "+member+"; RESET ROLE") })
 			case "the database's owner":
 				mustExec(t, adm, "ALTER DATABASE "+name+" OWNER TO "+other)
 				t.Cleanup(func() { mustExec(t, adm, "ALTER DATABASE "+name+" OWNER TO CURRENT_USER") })

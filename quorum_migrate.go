@@ -69,8 +69,9 @@ func (c *quorumConfig) leaseTable() *tableSpec {
 // It needs the right to create a table in the schema. A role that only uses the table
 // needs USAGE on the schema, SELECT, INSERT and UPDATE on the table (one that only calls
 // RequirePrimary: SELECT and UPDATE), and EXECUTE on pg_catalog.pg_control_system, which
-// everyone has unless it was revoked. The table's owner must be the role itself or one
-// that it is a member of, the database's owner, a superuser, or one of WithLeaseOwner.
+// everyone has unless it was revoked. The table's owner must be the role itself, the
+// database's owner, a superuser, one that the role was made a member of by these, or one
+// of WithLeaseOwner.
 //
 // Of opts, WithLeaseTable and WithLeaseOwner count. With WithLeaseTable the table is made
 // although there is one of another name. Without, an error names the tables if there are

@@ -75,7 +75,8 @@ func WithLeaseTable(name string) QuorumOption {
 }
 
 // WithLeaseOwner accepts lease and fence tables of these roles. In any case accepted are those
-// of the current role and of roles that it is a member of, of the database's owner, and of superusers.
+// of the current role, of the database's owner, of superusers, and of roles that the current role
+// was made a member of by one of these: not by a GRANT of anyone else who may.
 // Whoever owns a table can have code run with the rights of those who use it.
 func WithLeaseOwner(roles ...string) QuorumOption {
 	return func(c *quorumConfig) { c.owners = append(c.owners, roles...) }
