@@ -81,6 +81,12 @@ func TestCase10Closed(t *testing.T) {
 			if q.IsPrimary() {
 				t.Error("primary after its end")
 			}
+			for e, ok := q.Watch(ctx), true; ok; {
+				_, ok = <-e
+			}
+			if ctx.Err() != nil {
+				t.Error("Watch goes on")
+			}
 			_ = q.Close()
 			_ = db.Close()
 			goleak.VerifyNone(t, before)
