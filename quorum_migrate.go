@@ -41,7 +41,8 @@ const (
 	expires_at  pg_catalog.timestamptz NOT NULL DEFAULT 'epoch'
 ) WITH (fillfactor = 50)`
 
-	fenceIndex = `CREATE UNIQUE INDEX IF NOT EXISTS {index} ON {table} (name, epoch)`
+	fenceIndex        = `CREATE UNIQUE INDEX IF NOT EXISTS {index} ON {table} (name, epoch)`
+	fenceIndexAnyName = `CREATE UNIQUE INDEX ON {table} (name, epoch)`
 )
 
 func (c *quorumConfig) leaseTable() *tableSpec {
@@ -251,7 +252,7 @@ const migrateTimeout = time.Minute
 // CREATE TABLE IF NOT EXISTS fails if two do it at once. An advisory lock would keep the
 // one from the other, but anybody can keep that: it is tried again.
 func (spec *tableSpec) migrate(ctx context.Context, conn *sql.Conn, limit time.Duration, asked bool) error {
-	for {
+	for tries := 1; ; tries++ {
 		err := spec.migrateOnce(ctx, conn, limit, asked)
 		code, _ := sqlState(err)
 		switch code {
@@ -259,11 +260,15 @@ func (spec *tableSpec) migrate(ctx context.Context, conn *sql.Conn, limit time.D
 		default:
 			return err
 		}
-		if ctx.Err() != nil {
+		if ctx.Err() != nil || tries == migrateTries {
 			return err
 		}
 	}
 }
+
+// migrateTries: a second try finds what another process has made, unless that is undone. A type
+// or a sequence of the table's name stays in the way.
+const migrateTries = 10
 
 func (spec *tableSpec) migrateOnce(ctx context.Context, conn *sql.Conn, limit time.Duration, asked bool) error {
 	tx, err := spec.begin(ctx, conn, limit)
@@ -272,7 +277,8 @@ func (spec *tableSpec) migrateOnce(ctx context.Context, conn *sql.Conn, limit ti
 	}
 	defer func() { _ = tx.Rollback() }()
 	t, err := spec.findIn(ctx, tx, asked)
-	if t == nil && err == nil {
+	made := t == nil && err == nil
+	if made {
 		for _, create := range append(spec.create, spec.fence) {
 			if _, err := tx.ExecContext(ctx, sqlFill(create, "{table}", spec.newName(), "{index}", spec.indexName())); err != nil {
 				return err
@@ -280,11 +286,13 @@ func (spec *tableSpec) migrateOnce(ctx context.Context, conn *sql.Conn, limit ti
 		}
 		t, err = spec.findIn(ctx, tx, asked)
 	}
-	if errors.Is(err, errNoFence) && asked {
-		if _, cause := tx.ExecContext(ctx, sqlFill(spec.fence, "{table}", t.name, "{index}", spec.indexName())); cause != nil {
-			return fmt.Errorf("%w; it cannot be made: %w", err, cause)
+	for _, fence := range []string{spec.fence, fenceIndexAnyName} { // the name may be another relation's
+		if errors.Is(err, errNoFence) && (asked || made) {
+			if _, cause := tx.ExecContext(ctx, sqlFill(fence, "{table}", t.name, "{index}", spec.indexName())); cause != nil {
+				return fmt.Errorf("%w; it cannot be made: %w", err, cause)
+			}
+			t, err = spec.findIn(ctx, tx, asked)
 		}
-		t, err = spec.findIn(ctx, tx, asked)
 	}
 	switch {
 	case err != nil:
