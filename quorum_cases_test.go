@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"database/sql"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"hash/fnv"
@@ -1310,6 +1311,13 @@ func TestRowsThatMakeWait(t *testing.T) {
 		"no TTL":                   "ttl_ms = 0, expires_at = clock_timestamp() + interval '1 day'",
 		"a negative TTL":           "ttl_ms = -2147483648, expires_at = clock_timestamp() + interval '1 day'",
 		"the last renewal":         "renew_seq = 9223372036854775807, ttl_ms = 300000, expires_at = clock_timestamp() + interval '1 day'",
+		"the last instant":         "ttl_ms = 1000, acquired_at = '294276-12-31', renewed_at = '294276-12-31', expires_at = '294276-12-31'",
+		"the first instant":        "ttl_ms = 1000, acquired_at = '4714-11-24 BC', expires_at = clock_timestamp() + interval '1 day'",
+		"the first timeline":       "timeline = -9223372036854775808, ttl_ms = 1000, expires_at = clock_timestamp() + interval '1 day'",
+		"the last timeline":        "timeline = 9223372036854775807, ttl_ms = 1000, expires_at = clock_timestamp() + interval '1 day'",
+		"another's timeline":       "system_id = -9223372036854775808, timeline = -9223372036854775808, ttl_ms = 1000, expires_at = clock_timestamp() + interval '1 day'",
+		"a long id":                "lease_id = repeat('x', 50000000), ttl_ms = 1000, expires_at = clock_timestamp() + interval '1 day'",
+		"a long region":            "region = repeat('x', 50000000), ttl_ms = 1000, expires_at = clock_timestamp() + interval '1 day'",
 		"no names":                 "lease_id = '', region = NULL, ttl_ms = 2000000000, expires_at = 'infinity'",
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -1322,11 +1330,7 @@ func TestRowsThatMakeWait(t *testing.T) {
 				t.Fatal(err)
 			}
 			adm := plainPool(t, dsn)
-			if strings.HasPrefix(set, "lease_id") {
-				mustExec(t, adm, "UPDATE "+onlyTable(t, adm)+" SET epoch = epoch + 1, "+set)
-			} else {
-				mustExec(t, adm, "UPDATE "+onlyTable(t, adm)+" SET epoch = epoch + 1, lease_id = 'evil', region = 'evil', "+set)
-			}
+			mustExec(t, adm, "UPDATE "+onlyTable(t, adm)+" SET epoch = epoch + 1, lease_id = 'evil', region = 'evil'", "UPDATE "+onlyTable(t, adm)+" SET "+set)
 			try := func() bool {
 				t.Helper()
 				ok, err := q.TryAcquirePrimary(ctx)
@@ -1338,6 +1342,9 @@ func TestRowsThatMakeWait(t *testing.T) {
 			some := name != "no names" && !strings.Contains(set, "ttl_ms = 0") && !strings.Contains(set, "ttl_ms = -")
 			if some && try() {
 				t.Fatal("took at once what is another's")
+			}
+			if _, err := json.Marshal(q.Stats()); err != nil {
+				t.Error(err)
 			}
 			clock.Add(int64(shortTTL) * 9 / 10)
 			if some && try() {

@@ -52,10 +52,14 @@ func (q *PGQuorum) RequirePrimary(ctx context.Context, tx *sql.Tx) (epoch int64,
 	case err == nil && g.held:
 		return g.epoch(q, t.lease.Epoch)
 	case err == nil && !g.snapshot:
-		q.rejected()
+		ok, verr := q.IsPrimaryVerified(ctx)
 		if now := q.term.Load(); now != nil && now.tenure == t.tenure {
+			if ok && verr == nil {
+				return 0, errNotInSight
+			}
 			q.lose(LossFenced)
 		}
+		q.rejected()
 		return 0, ErrFenced
 	case err == nil || code == "40001":
 		// A takeover, or another row of the transaction; or the transaction sees the
@@ -77,6 +81,9 @@ var ErrSubtransaction = errors.New("baldur: the transaction is within a savepoin
 // errOldSnapshot is as the server's error where a row was changed since.
 var errOldSnapshot = fmt.Errorf("baldur: RequirePrimary: the transaction's snapshot is older than this hold of the lease: begin it anew: %w",
 	&pq.Error{Severity: "ERROR", Code: "40001", Message: "could not serialize access due to an older snapshot"})
+
+// errNotInSight is of a transaction that does not see what the witness confirms.
+var errNotInSight = errors.New("baldur: RequirePrimary: this process is the primary, and the transaction does not see its lease: it is of another database, or server")
 
 func (q *PGQuorum) rejected() { q.count(func(s *QuorumStats) { s.GuardRejections++ }) }
 
@@ -242,7 +249,7 @@ func commitError(err error) error {
 		return fmt.Errorf("baldur: InTx: the transaction had ended before its commit: %w", err)
 	case errors.Is(err, pq.ErrInFailedTransaction), err.Error() == pgxCommitRolledBack:
 		return fmt.Errorf("baldur: InTx: commit: %w", err)
-	case code == "", code[:2] == "08", code[:2] == "57", code[:2] == "58", code[:2] == "XX":
+	case code == "", code == "40003", code[:2] == "08", code[:2] == "57", code[:2] == "58", code[:2] == "XX":
 		return fmt.Errorf("%w: %w", ErrCommitUnknown, err)
 	}
 	return fmt.Errorf("baldur: InTx: commit: %w", err)
@@ -324,8 +331,8 @@ func (q *PGQuorum) sealOn(ctx context.Context, conn *sql.Conn, epoch int64) (tab
 		return q.sealOn(ctx, conn, epoch)
 	}
 	var sealed bool
-	err = tx.QueryRowContext(ctx, sqlFill(`WITH s AS (
-	INSERT INTO {table} AS f (name, epoch) VALUES ({name}, {epoch}::pg_catalog.int8)
+	err = tx.QueryRowContext(ctx, sqlFill(`WITH g AS MATERIALIZED (SELECT `+sqlDurable+`), s AS (
+	INSERT INTO {table} AS f (name, epoch) SELECT {name}, {epoch}::pg_catalog.int8 FROM g
 	ON CONFLICT (name) DO UPDATE SET epoch = excluded.epoch WHERE f.epoch {<=} excluded.epoch RETURNING f.epoch
 ) SELECT true, s.epoch FROM s UNION ALL SELECT false, f.epoch FROM {table} f WHERE f.name {=} {name} AND NOT EXISTS (SELECT FROM s)`,
 		"{table}", t.name, "{name}", sqlText(q.cfg.name), "{epoch}", quoted(epoch))).Scan(&sealed, &top)

@@ -222,8 +222,7 @@ SELECT c.oid::pg_catalog.int8, ` + sqlHex(sqlQualified) + `,
 	` + sqlHex(`coalesce(pg_catalog.obj_description(c.oid, 'pg_class'::pg_catalog.name), ''::pg_catalog.text)`) + `,
 	` + sqlHex(`pg_catalog.pg_get_userbyid(c.relowner)::pg_catalog.text`) + `, EXISTS (SELECT FROM accepted WHERE accepted.id {=} c.relowner),
 	EXISTS (` + uniqueIndex + ` AND i.indnkeyatts {=} 1::pg_catalog.int2 AND a.attname {=} 'name'::pg_catalog.name),
-	EXISTS (` + uniqueIndex + ` AND i.indnkeyatts {=} 2::pg_catalog.int2
-		AND (a.attname {=} 'name'::pg_catalog.name AND b.attname {=} 'epoch'::pg_catalog.name OR a.attname {=} 'epoch'::pg_catalog.name AND b.attname {=} 'name'::pg_catalog.name)),
+	EXISTS (` + sqlFenceIndex + `),
 	` + sqlLines(`SELECT a.attname::pg_catalog.text {||} ' '::pg_catalog.text {||} t.typname::pg_catalog.text`+columnsOf+` {=} 'pg_catalog'::pg_catalog.name`) + `,
 	` + sqlLines(`SELECT 'trigger '::pg_catalog.text {||} t.tgname::pg_catalog.text FROM pg_catalog.pg_trigger t
 		WHERE t.tgrelid {=} c.oid AND NOT t.tgisinternal AND NOT {triggers}
@@ -264,6 +263,9 @@ const (
 	uniqueIndex = `SELECT FROM pg_catalog.pg_index i JOIN pg_catalog.pg_attribute a ON a.attrelid {=} c.oid AND a.attnum {=} i.indkey[0]
 		LEFT JOIN pg_catalog.pg_attribute b ON b.attrelid {=} c.oid AND i.indnkeyatts {>} 1::pg_catalog.int2 AND b.attnum {=} i.indkey[1]
 		WHERE i.indrelid {=} c.oid AND i.indisunique AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL`
+
+	sqlFenceIndex = uniqueIndex + ` AND i.indnkeyatts {=} 2::pg_catalog.int2
+		AND (a.attname {=} 'name'::pg_catalog.name AND b.attname {=} 'epoch'::pg_catalog.name OR a.attname {=} 'epoch'::pg_catalog.name AND b.attname {=} 'name'::pg_catalog.name)`
 
 	// The columns whose type's schema is compared with what follows.
 	columnsOf = ` FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid {=} a.atttypid JOIN pg_catalog.pg_namespace s ON s.oid {=} t.typnamespace
