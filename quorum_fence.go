@@ -16,9 +16,10 @@ import (
 // RequirePrimary makes sure that this process is the primary until tx ends, and
 // returns its epoch: no other process can become primary before tx has committed
 // or rolled back, and so no transaction of an epoch commits after one of a later
-// epoch has begun to be guarded. tx must be of the database that has the lease. It
-// may come at any point of the transaction: first to fail early, last to keep a
-// takeover waiting least. It is one round trip, and right in every isolation level.
+// epoch has begun to be guarded. tx must be of the database that has the lease: one
+// of another database is refused. It may come at any point of the transaction: first to fail
+// early, last to keep a takeover waiting least. It is one round trip, and right in every
+// isolation level.
 //
 // It returns ErrNotPrimary if this process is not primary, by its clock, without
 // asking; ErrFenced if another process has become primary, after which this one is
