@@ -390,8 +390,8 @@ func TestConnectors(t *testing.T) {
 		"returns nothing": func() (driver.Conn, error) { return nil, nil },
 	} {
 		t.Run(name, func(t *testing.T) {
-			before := goleak.IgnoreCurrent()
 			dsn := pgtest.DSN(t)
+			before := goleak.IgnoreCurrent()
 			config, err := pgx.ParseConfig(dsn)
 			if err != nil {
 				t.Fatal("the DSN is not valid")
