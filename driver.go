@@ -202,7 +202,7 @@ func (c *connector) Connect(ctx context.Context) (driver.Conn, error) {
 		return nil, err
 	}
 	if ci == nil {
-		return nil, errors.New("baldur: the connector returned neither a connection nor an error")
+		return nil, errNoConn
 	}
 	r := c.t.add(Unwrap(ci), sock, closed)
 	c.t.connected(ctx, c.t.clk.now()-began)
@@ -266,7 +266,45 @@ func (d poolDriver) tracker() *Tracker { return d.t }
 func (d poolDriver) Format(f fmt.State, verb rune) { d.c.Format(f, verb) }
 
 // dial connects as the pool does, beside it: see link.
-func (d poolDriver) dial(ctx context.Context) (driver.Conn, *socket, error) { return d.c.connect(ctx) }
+func (d poolDriver) dial(ctx context.Context) (driver.Conn, *socket, error) { return d.c.beside(ctx) }
+
+// beside connects beside the pool, on a goroutine of ours: a connector that panics there
+// would end the program, and one that does not heed ctx keep a lease's loop for ever. A
+// connection that comes too late is closed.
+func (c *connector) beside(ctx context.Context) (driver.Conn, *socket, error) {
+	type result struct {
+		ci   driver.Conn
+		sock *socket
+		err  error
+	}
+	done := make(chan result, 1)
+	go func() {
+		var r result
+		defer func() {
+			if p := recover(); p != nil {
+				r = result{err: fmt.Errorf("baldur: the connector has panicked: %v", p)}
+			} else if r.ci == nil && r.err == nil {
+				r.err = errNoConn
+			}
+			done <- r
+		}()
+		r.ci, r.sock, r.err = c.connect(ctx)
+	}()
+	select {
+	case r := <-done:
+		return r.ci, r.sock, r.err
+	case <-ctx.Done():
+		go func() {
+			defer func() { _ = recover() }()
+			if r := <-done; r.err == nil {
+				_ = r.ci.Close()
+			}
+		}()
+		return nil, nil, ctx.Err()
+	}
+}
+
+var errNoConn = errors.New("baldur: the connector returned neither a connection nor an error")
 
 // untracked connects as the pool does, beside it: see PGAdmin.secondDB.
 func (d poolDriver) untracked() driver.Connector { return untracked{d.c} }
@@ -274,7 +312,7 @@ func (d poolDriver) untracked() driver.Connector { return untracked{d.c} }
 type untracked struct{ c *connector }
 
 func (u untracked) Connect(ctx context.Context) (driver.Conn, error) {
-	ci, sock, err := u.c.connect(ctx)
+	ci, sock, err := u.c.beside(ctx)
 	if deadline, ok := ctx.Deadline(); ok && sock != nil {
 		sock.endBy(deadline) // of its calls too, as no sweep sees to them
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"database/sql"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"hash/fnv"
@@ -1218,18 +1219,21 @@ func TestForeignFenceMadeBefore(t *testing.T) {
 // TestLeaseOwners: whose table is accepted.
 func TestLeaseOwners(t *testing.T) {
 	for owner, accepted := range map[string]bool{
-		"the role":               true,
-		"a group of the role's":  true,
-		"a group of a group":     true,
-		"the database's owner":   true,
-		"a superuser":            true,
-		"a member of the role":   false,
-		"another":                false,
-		"another with CREATEDB":  false,
-		"a superuser's member":   false,
-		"a schema's owner":       false,
-		"a group without SET":    true, // NOINHERIT
-		"who may log in no more": false,
+		"the role":                                 true,
+		"a group of the role's":                    true,
+		"a group of a group":                       true,
+		"the database's owner":                     true,
+		"a superuser":                              true,
+		"a member of the role":                     false,
+		"another":                                  false,
+		"another with CREATEDB":                    false,
+		"a superuser's member":                     false,
+		"a schema's owner":                         false,
+		"a group without SET":                      true, // NOINHERIT
+		"who may log in no more":                   false,
+		"a group that was granted by its admin":    false, // without asking anyone
+		"a group of a group, granted by its admin": false,
+		"a group that the database's owner grants": true,
 	} {
 		t.Run(owner, func(t *testing.T) {
 			dsn := pgtest.SocketDSN(t)
@@ -1250,6 +1254,20 @@ func TestLeaseOwners(t *testing.T) {
 			case "a group of a group":
 				between, _ := newRole(t, adm, dsn, "between", "")
 				mustExec(t, adm, "GRANT "+other+" TO "+between, "GRANT "+between+" TO "+role)
+			case "a group that was granted by its admin", "a group of a group, granted by its admin", "a group that the database's owner grants":
+				admin, asAdmin := newRole(t, adm, dsn, "admin", "")
+				mustExec(t, adm, "GRANT "+other+" TO "+admin+" WITH ADMIN OPTION")
+				member := role
+				switch {
+				case strings.Contains(owner, "database"):
+					mustExec(t, adm, "ALTER DATABASE "+name+" OWNER TO "+admin)
+					t.Cleanup(func() { mustExec(t, adm, "ALTER DATABASE "+name+" OWNER TO CURRENT_USER") })
+				case strings.Contains(owner, "of a group"):
+					member, _ = newRole(t, adm, dsn, "between", "")
+					mustExec(t, adm, "GRANT "+member+" TO "+role)
+				}
+				mustExec(t, plainPool(t, asAdmin), "GRANT "+other+" TO "+member)
+				t.Cleanup(func() { mustExec(t, adm, "SET ROLE "+admin+"; REVOKE "+other+" FROM "+member+"; RESET ROLE") })
 			case "the database's owner":
 				mustExec(t, adm, "ALTER DATABASE "+name+" OWNER TO "+other)
 				t.Cleanup(func() { mustExec(t, adm, "ALTER DATABASE "+name+" OWNER TO CURRENT_USER") })
@@ -1293,6 +1311,13 @@ func TestRowsThatMakeWait(t *testing.T) {
 		"no TTL":                   "ttl_ms = 0, expires_at = clock_timestamp() + interval '1 day'",
 		"a negative TTL":           "ttl_ms = -2147483648, expires_at = clock_timestamp() + interval '1 day'",
 		"the last renewal":         "renew_seq = 9223372036854775807, ttl_ms = 300000, expires_at = clock_timestamp() + interval '1 day'",
+		"the last instant":         "ttl_ms = 1000, acquired_at = '294276-12-31', renewed_at = '294276-12-31', expires_at = '294276-12-31'",
+		"the first instant":        "ttl_ms = 1000, acquired_at = '4714-11-24 BC', expires_at = clock_timestamp() + interval '1 day'",
+		"the first timeline":       "timeline = -9223372036854775808, ttl_ms = 1000, expires_at = clock_timestamp() + interval '1 day'",
+		"the last timeline":        "timeline = 9223372036854775807, ttl_ms = 1000, expires_at = clock_timestamp() + interval '1 day'",
+		"another's timeline":       "system_id = -9223372036854775808, timeline = -9223372036854775808, ttl_ms = 1000, expires_at = clock_timestamp() + interval '1 day'",
+		"a long id":                "lease_id = repeat('x', 50000000), ttl_ms = 1000, expires_at = clock_timestamp() + interval '1 day'",
+		"a long region":            "region = repeat('x', 50000000), ttl_ms = 1000, expires_at = clock_timestamp() + interval '1 day'",
 		"no names":                 "lease_id = '', region = NULL, ttl_ms = 2000000000, expires_at = 'infinity'",
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -1305,11 +1330,7 @@ func TestRowsThatMakeWait(t *testing.T) {
 				t.Fatal(err)
 			}
 			adm := plainPool(t, dsn)
-			if strings.HasPrefix(set, "lease_id") {
-				mustExec(t, adm, "UPDATE "+onlyTable(t, adm)+" SET epoch = epoch + 1, "+set)
-			} else {
-				mustExec(t, adm, "UPDATE "+onlyTable(t, adm)+" SET epoch = epoch + 1, lease_id = 'evil', region = 'evil', "+set)
-			}
+			mustExec(t, adm, "UPDATE "+onlyTable(t, adm)+" SET epoch = epoch + 1, lease_id = 'evil', region = 'evil'", "UPDATE "+onlyTable(t, adm)+" SET "+set)
 			try := func() bool {
 				t.Helper()
 				ok, err := q.TryAcquirePrimary(ctx)
@@ -1321,6 +1342,9 @@ func TestRowsThatMakeWait(t *testing.T) {
 			some := name != "no names" && !strings.Contains(set, "ttl_ms = 0") && !strings.Contains(set, "ttl_ms = -")
 			if some && try() {
 				t.Fatal("took at once what is another's")
+			}
+			if _, err := json.Marshal(q.Stats()); err != nil {
+				t.Error(err)
 			}
 			clock.Add(int64(shortTTL) * 9 / 10)
 			if some && try() {

@@ -56,7 +56,7 @@ func (c *callQueue) drain() {
 // Watch returns a channel of the changes of who holds the lease, from what is
 // known now on, whoever it is; also while this process is no candidate. Who reads
 // slowly misses what was changed again meanwhile, but gets the latest. The channel
-// is closed when ctx ends, or by Close.
+// is closed when ctx ends, or by Close, or at once after Close.
 //
 // A change is known at once by NOTIFY; within 0.2 TTL behind a pooler and with other drivers
 // than lib/pq, where LISTEN is not used. A lease that is not renewed shows as LeaseExpired
@@ -64,12 +64,12 @@ func (c *callQueue) drain() {
 // primary when it is read.
 func (q *PGQuorum) Watch(ctx context.Context) <-chan QuorumEvent {
 	c := make(chan QuorumEvent, 1)
-	if ctx.Err() != nil {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if ctx.Err() != nil || q.isClosedLocked() {
 		close(c)
 		return c
 	}
-	q.mu.Lock()
-	defer q.mu.Unlock()
 	if q.told.State != "" {
 		c <- q.told
 	}

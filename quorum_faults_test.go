@@ -192,6 +192,36 @@ func TestMigrateQuorumAtOnce(t *testing.T) {
 	}
 }
 
+// TestMigrateNameTaken: what else has the name of the table, or of its index, is told at once, or gone round.
+func TestMigrateNameTaken(t *testing.T) {
+	for _, c := range []struct{ taken, want string }{
+		{"CREATE DOMAIN public.baldur_lease AS int", "already exists"},
+		{"CREATE TYPE public.baldur_lease AS ENUM ('a')", "already exists"},
+		{"CREATE SEQUENCE public.baldur_lease", "not a table"},
+		{"CREATE TYPE public.baldur_lease AS (a int)", "not a table"},
+		{"CREATE TABLE public.baldur_lease_fence (a int)", ""},
+		{"CREATE TABLE public.baldur_lease_pkey (a int)", ""},
+		{"CREATE VIEW public.baldur_lease_fence AS SELECT 1", ""},
+	} {
+		for name, do := range map[string]func(context.Context, *sql.DB) error{
+			"MigrateQuorum": func(ctx context.Context, db *sql.DB) error { return baldur.MigrateQuorum(ctx, db) },
+			"TryAcquirePrimary": func(ctx context.Context, db *sql.DB) error {
+				_, err := newQuorum(t, db, "a").TryAcquirePrimary(ctx)
+				return err
+			},
+		} {
+			dsn := pgtest.SocketDSN(t)
+			mustExec(t, plainPool(t, dsn), c.taken)
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			err := do(ctx, openPool(t, dsn))
+			if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) || ctx.Err() != nil {
+				t.Errorf("%s: %s: %v; want %q", c.taken, name, err, c.want)
+			}
+			cancel()
+		}
+	}
+}
+
 // TestQuorumSilentNetwork: the network falls silent. The holder stops believing
 // in time although its renewal has not returned, and another one takes over.
 func TestQuorumSilentNetwork(t *testing.T) {

@@ -16,9 +16,10 @@ import (
 // RequirePrimary makes sure that this process is the primary until tx ends, and
 // returns its epoch: no other process can become primary before tx has committed
 // or rolled back, and so no transaction of an epoch commits after one of a later
-// epoch has begun to be guarded. tx must be of the database that has the lease. It
-// may come at any point of the transaction: first to fail early, last to keep a
-// takeover waiting least. It is one round trip, and right in every isolation level.
+// epoch has begun to be guarded. tx must be of the database that has the lease: one
+// of another database is refused. It may come at any point of the transaction: first to fail
+// early, last to keep a takeover waiting least. It is one round trip, and right in every
+// isolation level.
 //
 // After an error the transaction must be rolled back. The errors are
 //
@@ -53,10 +54,14 @@ func (q *PGQuorum) RequirePrimary(ctx context.Context, tx *sql.Tx) (epoch int64,
 	case err == nil && g.held:
 		return g.epoch(q, t.lease.Epoch)
 	case err == nil && !g.snapshot:
-		q.rejected()
+		ok, verr := q.IsPrimaryVerified(ctx)
 		if now := q.term.Load(); now != nil && now.tenure == t.tenure {
+			if ok && verr == nil {
+				return 0, errNotInSight
+			}
 			q.lose(LossFenced)
 		}
+		q.rejected()
 		return 0, ErrFenced
 	case err == nil || code == "40001":
 		// A takeover, or another row of the transaction; or the transaction sees the
@@ -78,6 +83,9 @@ var ErrSubtransaction = errors.New("baldur: the transaction is within a savepoin
 // errOldSnapshot is as the server's error where a row was changed since.
 var errOldSnapshot = fmt.Errorf("baldur: the transaction's snapshot is older than this hold of the lease: begin it anew: %w",
 	&pq.Error{Severity: "ERROR", Code: "40001", Message: "could not serialize access due to an older snapshot"})
+
+// errNotInSight is of a transaction that does not see what the witness confirms.
+var errNotInSight = errors.New("baldur: RequirePrimary: this process is the primary, and the transaction does not see its lease: it is of another database, or server")
 
 func (q *PGQuorum) rejected() { q.count(func(s *QuorumStats) { s.GuardRejections++ }) }
 
@@ -251,7 +259,7 @@ func commitError(err error) error {
 		return fmt.Errorf("baldur: InTx: the transaction had ended before its commit: %w", err)
 	case errors.Is(err, pq.ErrInFailedTransaction), err.Error() == pgxCommitRolledBack:
 		return fmt.Errorf("baldur: InTx: commit: %w", err)
-	case code == "", code[:2] == "08", code[:2] == "57", code[:2] == "58", code[:2] == "XX":
+	case code == "", code == "40003", code[:2] == "08", code[:2] == "57", code[:2] == "58", code[:2] == "XX":
 		return fmt.Errorf("%w: %w", ErrCommitUnknown, err)
 	}
 	return fmt.Errorf("baldur: InTx: commit: %w", err)

@@ -12,7 +12,6 @@ import (
 	"github.com/lib/pq"
 
 	"github.com/baldur-go/baldur"
-	"github.com/baldur-go/baldur/internal/hook"
 	"github.com/baldur-go/baldur/internal/pgtest"
 )
 
@@ -346,26 +345,82 @@ func TestSeal(t *testing.T) {
 	}
 }
 
-// TestSealDurable: a seal is not lost in a crash, whatever the database's synchronous_commit.
-func TestSealDurable(t *testing.T) {
+// TestFenceElsewhere: a transaction that does not see the lease, since it is of another database, deposes nobody.
+func TestFenceElsewhere(t *testing.T) {
 	ctx := testCtx(t)
-	data := openPool(t, pgtest.DSN(t))
-	mustExec(t, data, `CREATE TABLE public.seen (setting text)`, `CREATE FUNCTION public.note() RETURNS trigger LANGUAGE plpgsql AS
-	$$BEGIN INSERT INTO public.seen VALUES (current_setting('synchronous_commit')); RETURN NULL; END$$`,
-		`DO $$BEGIN EXECUTE 'ALTER DATABASE ' || quote_ident(current_database()) || ' SET synchronous_commit = off'; END$$`)
+	elsewhere := pgtest.DSN(t)
+	mustAcquire(t, newQuorum(t, openPool(t, elsewhere), "another")) // of the same name, and epoch
 	q := newQuorum(t, openPool(t, pgtest.DSN(t)), "a")
 	mustAcquire(t, q)
-	if _, err := q.SealEpoch(ctx, data); err != nil {
+	tx, err := openPool(t, elsewhere).BeginTx(ctx, nil)
+	if err != nil {
 		t.Fatal(err)
 	}
-	before := hook.AllowLeaseTriggers
-	hook.AllowLeaseTriggers = true
-	defer func() { hook.AllowLeaseTriggers = before }()
-	mustExec(t, data, `CREATE TRIGGER note AFTER UPDATE ON public.baldur_fence FOR EACH ROW EXECUTE FUNCTION public.note()`)
-	if _, err := q.SealEpoch(ctx, data); err != nil {
+	defer func() { _ = tx.Rollback() }()
+	if _, err := q.RequirePrimary(ctx, tx); err == nil || errors.Is(err, baldur.ErrFenced) || !strings.Contains(err.Error(), "another database") {
+		t.Error(err)
+	}
+	if !q.IsPrimary() {
+		t.Error("deposed")
+	}
+}
+
+// TestSealDurable: a seal outlives a crash of the server of the data, whatever that makes of commits.
+func TestSealDurable(t *testing.T) {
+	ctx := testCtx(t)
+	server := pgtest.Server(t, "wal_writer_delay=10s")
+	data := openPool(t, server.DSN("postgres"))
+	mustExec(t, data, "ALTER ROLE CURRENT_USER SET synchronous_commit = off")
+	old, next := stale(t, pgtest.DSN(t))
+	seal, err := old.SealEpoch(ctx, data)
+	if err != nil {
 		t.Fatal(err)
 	}
-	if got := scan[string](t, data, "SELECT string_agg(setting, ',') FROM public.seen"); got != "on" {
-		t.Error(got)
+	mustExec(t, data, "CHECKPOINT")
+	takeOver(t, next)
+	if _, err := next.SealEpoch(ctx, data); err != nil {
+		t.Fatal(err)
 	}
+	if err := server.Crash(); err != nil {
+		t.Fatal(err)
+	}
+	if err := server.Restart(ctx); err != nil {
+		t.Fatal(err)
+	}
+	tx, err := openPool(t, server.DSN("postgres")).BeginTx(ctx, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback() }()
+	if epoch, err := seal.Require(ctx, tx); !errors.Is(err, baldur.ErrFenced) {
+		t.Errorf("epoch %d, %v after a later one was sealed", epoch, err)
+	}
+}
+
+// TestFenceIndexDropped: a candidate that was connected before does not take over when a takeover
+// would not wait for guarded transactions, and says why.
+func TestFenceIndexDropped(t *testing.T) {
+	ctx := testCtx(t)
+	dsn := pgtest.DSN(t)
+	_, next := stale(t, dsn)
+	if ok, err := next.TryAcquirePrimary(ctx); ok || err != nil {
+		t.Fatal(ok, err)
+	}
+	adm := plainPool(t, dsn)
+	mustExec(t, adm, "DROP INDEX "+onlyTable(t, adm)+"_fence")
+	var err error
+	soon(t, "a refusal", 4*shortTTL, func() bool {
+		var ok bool
+		if ok, err = next.TryAcquirePrimary(ctx); ok {
+			t.Fatal("took over without the index")
+		}
+		return err != nil
+	})
+	if !strings.Contains(err.Error(), "no unique index of (name, epoch)") {
+		t.Error(err)
+	}
+	if err := baldur.MigrateQuorum(ctx, openPool(t, dsn)); err != nil {
+		t.Fatal(err)
+	}
+	takeOver(t, next)
 }

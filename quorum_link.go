@@ -349,6 +349,8 @@ func (l *link) explain(err error, code string) error {
 		default:
 			why = "the role needs USAGE on the schema of the lease table, SELECT, INSERT and UPDATE on the table, and EXECUTE on pg_catalog.pg_control_system()"
 		}
+	case "22003":
+		why = "the epoch in the lease's row cannot rise any more: it was not given by a lease"
 	case "25006", "0A000":
 		why = "the server is read-only"
 	default:
@@ -533,8 +535,8 @@ func eachRow(ctx context.Context, on interface {
 // too. After an error that is not a refusal the link is closed: what was sent may yet be carried
 // out, but its reply will not be taken for another's.
 func (l *link) run(ctx context.Context, f func(context.Context) error) error {
-	if err := ctx.Err(); err != nil {
-		return err
+	if ctx.Err() != nil { // not sent
+		return refusal{context.Cause(ctx)}
 	}
 	ctx = hook.Own(ctx)
 	l.warned.Store(false)

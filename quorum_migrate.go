@@ -40,7 +40,8 @@ const (
 	expires_at  pg_catalog.timestamptz NOT NULL DEFAULT 'epoch'
 ) WITH (fillfactor = 50)`
 
-	fenceIndex = `CREATE UNIQUE INDEX IF NOT EXISTS {index} ON {table} (name, epoch)`
+	fenceIndex        = `CREATE UNIQUE INDEX IF NOT EXISTS {index} ON {table} (name, epoch)`
+	fenceIndexAnyName = `CREATE UNIQUE INDEX ON {table} (name, epoch)`
 )
 
 func (c *quorumConfig) leaseTable() *tableSpec {
@@ -68,8 +69,9 @@ func (c *quorumConfig) leaseTable() *tableSpec {
 // It needs the right to create a table in the schema. A role that only uses the table
 // needs USAGE on the schema, SELECT, INSERT and UPDATE on the table (one that only calls
 // RequirePrimary: SELECT and UPDATE), and EXECUTE on pg_catalog.pg_control_system, which
-// everyone has unless it was revoked. The table's owner must be the role itself or one
-// that it is a member of, the database's owner, a superuser, or one of WithLeaseOwner.
+// everyone has unless it was revoked. The table's owner must be the role itself, the
+// database's owner, a superuser, one that the role was made a member of by these, or one
+// of WithLeaseOwner.
 //
 // Of opts, WithLeaseTable and WithLeaseOwner count. With WithLeaseTable the table is made
 // although there is one of another name. Without, an error names the tables if there are
@@ -290,7 +292,8 @@ func (spec *tableSpec) migrateOnce(ctx context.Context, conn *sql.Conn, limit ti
 	}
 	defer func() { _ = tx.Rollback() }()
 	t, err := spec.findIn(ctx, tx, asked)
-	if t == nil && err == nil {
+	made := t == nil && err == nil
+	if made {
 		for _, create := range append(spec.create, spec.fence) {
 			if _, err := tx.ExecContext(ctx, sqlFill(create, "{table}", spec.newName(), "{index}", spec.indexName())); err != nil {
 				return err
@@ -298,11 +301,13 @@ func (spec *tableSpec) migrateOnce(ctx context.Context, conn *sql.Conn, limit ti
 		}
 		t, err = spec.findIn(ctx, tx, asked)
 	}
-	if errors.Is(err, errNoFence) && asked {
-		if _, cause := tx.ExecContext(ctx, sqlFill(spec.fence, "{table}", t.name, "{index}", spec.indexName())); cause != nil {
-			return fmt.Errorf("%w; it cannot be made: %w", err, cause)
+	for _, fence := range []string{spec.fence, fenceIndexAnyName} { // the name may be another relation's
+		if errors.Is(err, errNoFence) && (asked || made) {
+			if _, cause := tx.ExecContext(ctx, sqlFill(fence, "{table}", t.name, "{index}", spec.indexName())); cause != nil {
+				return fmt.Errorf("%w; it cannot be made: %w", err, cause)
+			}
+			t, err = spec.findIn(ctx, tx, asked)
 		}
-		t, err = spec.findIn(ctx, tx, asked)
 	}
 	switch {
 	case err != nil:

@@ -75,9 +75,10 @@ func WithLeaseTable(name string) QuorumOption {
 	}
 }
 
-// WithLeaseOwner accepts lease and fence tables that these roles own. Those of the current role,
-// of roles that it is a member of, of the database's owner and of superusers are accepted
-// without it. Whoever owns a table can have code run with the rights of those who use it.
+// WithLeaseOwner accepts lease and fence tables that these roles own. Accepted without it are
+// those of the current role, of the database's owner, of superusers, and of roles that the
+// current role was made a member of by one of these: not by a GRANT of anyone else who may.
+// Whoever owns a table can have code run with the rights of those who use it.
 func WithLeaseOwner(roles ...string) QuorumOption {
 	return func(c *quorumConfig) { c.owners = append(c.owners, roles...) }
 }

@@ -355,3 +355,27 @@ func TestQuorumNames(t *testing.T) {
 		}
 	}
 }
+
+// TestQuorumCause: of a ctx that has ended, a call returns the cause.
+func TestQuorumCause(t *testing.T) {
+	q := newQuorum(t, openPool(t, pgtest.DSN(t)), "a")
+	mustAcquire(t, q)
+	cause := errors.New("shutting down")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(cause)
+	for range 20 { // which of two ready channels is taken is chance
+		for name, call := range map[string]func() error{
+			"TryAcquirePrimary": func() error { _, err := q.TryAcquirePrimary(ctx); return err },
+			"RenewLease":        func() error { _, err := q.RenewLease(ctx); return err },
+			"CurrentPrimary":    func() error { _, _, err := q.CurrentPrimary(ctx); return err },
+			"IsPrimaryVerified": func() error { _, err := q.IsPrimaryVerified(ctx); return err },
+		} {
+			if err := call(); !errors.Is(err, cause) {
+				t.Fatalf("%s: %v", name, err)
+			}
+		}
+	}
+	if s := q.Stats(); s.Unanswered != 0 {
+		t.Errorf("%d requests are of unknown result, and none was sent", s.Unanswered)
+	}
+}

@@ -4,14 +4,18 @@ import (
 	"bytes"
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/lib/pq"
 	"go.uber.org/goleak"
 
@@ -76,6 +80,12 @@ func TestCase10Closed(t *testing.T) {
 			}
 			if q.IsPrimary() {
 				t.Error("primary after its end")
+			}
+			for e, ok := q.Watch(ctx), true; ok; {
+				_, ok = <-e
+			}
+			if ctx.Err() != nil {
+				t.Error("Watch goes on")
 			}
 			_ = q.Close()
 			_ = db.Close()
@@ -397,3 +407,80 @@ func TestStopOnSilentNetwork(t *testing.T) {
 		t.Error("never primary again:", err, q.Stats().LastError)
 	}
 }
+
+// TestConnectors: a connector that panics, blocks or returns nothing costs the lease, and no more.
+func TestConnectors(t *testing.T) {
+	end := make(chan struct{})
+	for name, connect := range map[string]func() (driver.Conn, error){
+		"blocks":          func() (driver.Conn, error) { <-end; return nil, errors.New("at last") },
+		"connects late":   nil,
+		"panics":          func() (driver.Conn, error) { panic("the connector") },
+		"ends goroutine":  func() (driver.Conn, error) { runtime.Goexit(); return nil, nil },
+		"returns nothing": func() (driver.Conn, error) { return nil, nil },
+	} {
+		t.Run(name, func(t *testing.T) {
+			dsn := pgtest.DSN(t)
+			before := goleak.IgnoreCurrent()
+			config, err := pgx.ParseConfig(dsn)
+			if err != nil {
+				t.Fatal("the DSN is not valid")
+			}
+			inner := stdlib.GetConnector(*config)
+			var bad atomic.Bool
+			late := make(chan struct{})
+			db := baldur.OpenDB(connectorFunc{inner, func(ctx context.Context) (driver.Conn, error) {
+				switch {
+				case !bad.Load():
+					return inner.Connect(ctx)
+				case connect != nil:
+					return connect()
+				}
+				<-late
+				return inner.Connect(context.Background())
+			}})
+			q := newQuorum(t, db, "a", baldur.WithLeaseTTL(shortTTL))
+			q.StartAutoRenew()
+			held, err := q.AwaitPrimary(testCtx(t))
+			if err != nil {
+				t.Fatal(err)
+			}
+			adm := plainPool(t, dsn)
+			bad.Store(true)
+			mustExec(t, adm, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()")
+			<-held.Done()
+			ctx, cancel := context.WithTimeout(context.Background(), shortTTL)
+			defer cancel()
+			if ok, err := q.TryAcquirePrimary(ctx); ok || err == nil {
+				t.Error(ok, err)
+			}
+			closed := make(chan struct{})
+			go func() {
+				defer close(closed)
+				_ = q.Close() // whose error is of the release
+			}()
+			select {
+			case <-closed:
+			case <-time.After(10 * shortTTL):
+				t.Error("Close waits for the connector")
+			}
+			close(late)
+			if name == "blocks" {
+				close(end)
+			}
+			<-closed
+			_ = db.Close()
+			soon(t, "no connection is left", 10*time.Second, func() bool {
+				return scan[int](t, adm, "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()") == 0
+			})
+			_ = adm.Close()
+			goleak.VerifyNone(t, before)
+		})
+	}
+}
+
+type connectorFunc struct {
+	driver.Connector
+	connect func(context.Context) (driver.Conn, error)
+}
+
+func (c connectorFunc) Connect(ctx context.Context) (driver.Conn, error) { return c.connect(ctx) }

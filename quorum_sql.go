@@ -29,8 +29,9 @@ var _ witness = pgWitness{}
 // The statements. What is in braces is filled in by pgWitness.fill and sqlFill.
 var (
 	// The times are counts of microseconds: the text of a timestamp depends on the
-	// session's DateStyle.
-	leaseColumns = `l.epoch, l.renew_seq, ` + sqlHex(`coalesce(l.lease_id, ''::pg_catalog.text)`) + `, ` + sqlHex(`coalesce(l.region, ''::pg_catalog.text)`) + `,
+	// session's DateStyle. Longer texts than there can be are not ours.
+	leaseColumns = `l.epoch, l.renew_seq, ` + sqlHex(`coalesce(pg_catalog.left(l.lease_id, 200::pg_catalog.int4), ''::pg_catalog.text)`) + `,
+	` + sqlHex(`coalesce(pg_catalog.left(l.region, 200::pg_catalog.int4), ''::pg_catalog.text)`) + `,
 	l.ttl_ms, l.expires_at {<=} pg_catalog.clock_timestamp(), ` + sqlMicros("l.acquired_at") + `, ` + sqlMicros("l.expires_at") + `,
 	coalesce(l.system_id, 0::pg_catalog.int8), coalesce(l.timeline, 0::pg_catalog.int8), {system}, {timeline},
 	pg_catalog.transaction_timestamp() {=} pg_catalog.statement_timestamp()`
@@ -42,6 +43,10 @@ var (
 SELECT true, g.got, ` + leaseColumns + ` FROM u l CROSS JOIN g UNION ALL
 SELECT false, g.got, ` + leaseColumns + ` FROM {table} l CROSS JOIN g WHERE l.name {=} {name} AND NOT EXISTS (SELECT FROM u)`
 
+	// Without the index a takeover would not wait for guarded transactions. It was there
+	// when the connection was made; to those who drop unused indexes it looks like one. The
+	// error leads to a new look at the table.
+	//
 	// One candidate at a time: the others need not queue for the row's lock, behind
 	// the transactions that the holder guards. That is a courtesy, which anyone who
 	// may connect can withhold: see pgWitness.acquire.
@@ -51,7 +56,7 @@ WITH g AS MATERIALIZED (
 ), u AS (
 	UPDATE {table} l SET epoch = greatest(l.epoch {+} 1::pg_catalog.int8, {floor}::pg_catalog.int8 {+} 1::pg_catalog.int8, CASE
 			WHEN l.system_id {=} {system} AND l.timeline {=} {timeline} THEN 0::pg_catalog.int8
-			WHEN l.system_id {=} {system} THEN ((((l.epoch {>>} {shift}) {+} {timeline}) {-} l.timeline) {<<} {shift}) {+} 1::pg_catalog.int8
+			WHEN l.system_id {=} {system} THEN ((((l.epoch {>>} {shift}) {+} {timeline}) {-} greatest(l.timeline, 1::pg_catalog.int8)) {<<} {shift}) {+} 1::pg_catalog.int8
 			ELSE (((l.epoch {>>} {shift}) {+} {timeline}) {<<} {shift}) {+} 1::pg_catalog.int8 END),
 		system_id = {system}, timeline = {timeline}, lease_id = {id}, region = {region}, renew_seq = 0::pg_catalog.int8, ttl_ms = {ttl},
 		acquired_at = pg_catalog.clock_timestamp(), renewed_at = pg_catalog.clock_timestamp(), expires_at = {expiry}
@@ -59,6 +64,8 @@ WITH g AS MATERIALIZED (
 		AND l.epoch {=} {seen_epoch}::pg_catalog.int8 AND l.renew_seq {=} {seen_seq}::pg_catalog.int8
 		AND {timeline} {=} {seen_timeline}::pg_catalog.int8 AND {system} {=} {seen_system}::pg_catalog.int8
 		AND (l.lease_id IS NULL OR l.lease_id {=} {id} OR l.expires_at {<=} pg_catalog.clock_timestamp() OR {ignore_clock})
+		AND CASE WHEN EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid {=} l.tableoid AND EXISTS (` + sqlFenceIndex + `)) THEN true
+			ELSE ('baldur: no unique index of (name, epoch) for '::pg_catalog.text {||} l.name)::pg_catalog.bool END
 	RETURNING l.*
 )` + leaseReply
 
@@ -97,13 +104,16 @@ WHERE k.locktype {=} 'advisory'::pg_catalog.text AND k.granted AND k.objsubid {=
 	AND k.database {=} (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname {=} pg_catalog.current_database())`
 )
 
-// sqlDurable has a commit survive a crash: a session's, or the server's, own setting may be less.
+// sqlDurable: what a commit of the lease, or of a seal, must not lose in a crash; a
+// session's, or the server's, own setting may be less.
 const sqlDurable = "CASE WHEN pg_catalog.current_setting('synchronous_commit'::pg_catalog.text) {=} ANY (ARRAY['off', 'local', 'remote_write']::pg_catalog.text[])" +
 	" THEN pg_catalog.set_config('synchronous_commit'::pg_catalog.text, 'on'::pg_catalog.text, true) END"
 
-// sqlMicros is a timestamptz as microseconds since 1970; NULL if it is infinite.
+// sqlMicros is a timestamptz as microseconds since 1970; NULL if it is infinite. What is
+// outside of the years 1 to 9998, which are those that JSON has, is their begin or end.
 func sqlMicros(x string) string {
-	return "CASE WHEN pg_catalog.isfinite(" + x + ") THEN (pg_catalog.date_part('epoch'::pg_catalog.text, " + x + ") {*} 1000000::pg_catalog.float8)::pg_catalog.int8 END"
+	return "CASE WHEN pg_catalog.isfinite(" + x + ") THEN (greatest('-62135000000'::pg_catalog.float8, least('253370000000'::pg_catalog.float8, pg_catalog.date_part('epoch'::pg_catalog.text, " +
+		x + "))) {*} 1000000::pg_catalog.float8)::pg_catalog.int8 END"
 }
 
 // fill fills a statement in: with what pairs has, placeholders and their values in

@@ -165,7 +165,7 @@ func (spec *tableSpec) check(t *foundTable) error {
 	case t.kind != "r":
 		return fmt.Errorf("%s is no plain table but a %s", t.name, tableKinds[t.kind])
 	case !t.accepted:
-		return fmt.Errorf("table %s belongs to role %s, which is not this role or one that it is a member of, nor the owner of the database or a superuser: "+
+		return fmt.Errorf("table %s belongs to role %s, which is not this role, the owner of the database or a superuser, nor one that this role was made a member of by these: "+
 			"what it has put there would run with this role's rights (WithLeaseOwner accepts it)", t.name, pq.QuoteIdentifier(t.owner))
 	case len(t.refused) > 0:
 		return fmt.Errorf("table %s must be plain, and has: %s", t.name, strings.Join(t.refused, ", "))
@@ -196,17 +196,20 @@ var errNoFence = errors.New("has no unique index of (name, epoch), without which
 // findTables asks for the tables that a spec could mean.
 //
 // A superuser is, by pg_has_role, a member of every role, and it is superusers whom
-// it pays to trick: membership is followed in the catalog instead. What depends on a
+// it pays to trick: membership is followed in the catalog instead. A grant needs no
+// consent of who becomes a member, and whoever has a role's admin option, as of a role
+// that he has made, can grant it to anyone: it counts by who has granted it. What depends on a
 // built-in function is not in pg_depend, so that each function there is somebody's.
 var findTables = `
-WITH RECURSIVE member(id) AS (
-	SELECT r.oid FROM pg_catalog.pg_roles r WHERE r.rolname {=} CURRENT_USER
-	UNION SELECT m.roleid FROM pg_catalog.pg_auth_members m JOIN member ON m.member {=} member.id
-), accepted(id) AS MATERIALIZED (
-	SELECT member.id FROM member
-	UNION SELECT r.oid FROM pg_catalog.pg_roles r WHERE r.rolsuper OR r.rolname {=} 'pg_database_owner'::pg_catalog.name
-		OR r.rolname::pg_catalog.text {=} ANY (ARRAY[{owners}]::pg_catalog.text[])
+WITH RECURSIVE trusted(id) AS MATERIALIZED (
+	SELECT r.oid FROM pg_catalog.pg_roles r WHERE r.rolsuper OR r.rolname {=} CURRENT_USER OR r.rolname::pg_catalog.text {=} ANY (ARRAY[{owners}]::pg_catalog.text[])
 	UNION SELECT d.datdba FROM pg_catalog.pg_database d WHERE d.datname {=} pg_catalog.current_database()
+), member(id) AS (
+	SELECT r.oid FROM pg_catalog.pg_roles r WHERE r.rolname {=} CURRENT_USER
+	UNION SELECT m.roleid FROM pg_catalog.pg_auth_members m JOIN member ON m.member {=} member.id JOIN trusted ON trusted.id {=} m.grantor
+), accepted(id) AS MATERIALIZED (
+	SELECT member.id FROM member UNION SELECT trusted.id FROM trusted
+	UNION SELECT r.oid FROM pg_catalog.pg_roles r WHERE r.rolname {=} 'pg_database_owner'::pg_catalog.name
 ), candidate(id) AS (
 	SELECT c.oid FROM pg_catalog.pg_class c
 	WHERE c.relname::pg_catalog.text {=} {table} OR c.relname::pg_catalog.text {=} {usual}
@@ -220,8 +223,7 @@ SELECT c.oid::pg_catalog.int8, ` + sqlHex(sqlQualified) + `,
 	` + sqlHex(`coalesce(pg_catalog.obj_description(c.oid, 'pg_class'::pg_catalog.name), ''::pg_catalog.text)`) + `,
 	` + sqlHex(`pg_catalog.pg_get_userbyid(c.relowner)::pg_catalog.text`) + `, EXISTS (SELECT FROM accepted WHERE accepted.id {=} c.relowner),
 	EXISTS (` + uniqueIndex + ` AND i.indnkeyatts {=} 1::pg_catalog.int2 AND a.attname {=} 'name'::pg_catalog.name),
-	EXISTS (` + uniqueIndex + ` AND i.indnkeyatts {=} 2::pg_catalog.int2
-		AND (a.attname {=} 'name'::pg_catalog.name AND b.attname {=} 'epoch'::pg_catalog.name OR a.attname {=} 'epoch'::pg_catalog.name AND b.attname {=} 'name'::pg_catalog.name)),
+	EXISTS (` + sqlFenceIndex + `),
 	` + sqlLines(`SELECT a.attname::pg_catalog.text {||} ' '::pg_catalog.text {||} t.typname::pg_catalog.text`+columnsOf+` {=} 'pg_catalog'::pg_catalog.name`) + `,
 	` + sqlLines(`SELECT 'trigger '::pg_catalog.text {||} t.tgname::pg_catalog.text FROM pg_catalog.pg_trigger t
 		WHERE t.tgrelid {=} c.oid AND NOT t.tgisinternal AND NOT {triggers}
@@ -262,6 +264,9 @@ const (
 	uniqueIndex = `SELECT FROM pg_catalog.pg_index i JOIN pg_catalog.pg_attribute a ON a.attrelid {=} c.oid AND a.attnum {=} i.indkey[0]
 		LEFT JOIN pg_catalog.pg_attribute b ON b.attrelid {=} c.oid AND i.indnkeyatts {>} 1::pg_catalog.int2 AND b.attnum {=} i.indkey[1]
 		WHERE i.indrelid {=} c.oid AND i.indisunique AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL`
+
+	sqlFenceIndex = uniqueIndex + ` AND i.indnkeyatts {=} 2::pg_catalog.int2
+		AND (a.attname {=} 'name'::pg_catalog.name AND b.attname {=} 'epoch'::pg_catalog.name OR a.attname {=} 'epoch'::pg_catalog.name AND b.attname {=} 'name'::pg_catalog.name)`
 
 	// The columns whose type's schema is compared with what follows.
 	columnsOf = ` FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid {=} a.atttypid JOIN pg_catalog.pg_namespace s ON s.oid {=} t.typnamespace

@@ -64,6 +64,10 @@ var mutants = []struct {
 		"quorum_table.go",
 		"case !t.fence:",
 		"case false:",
+	}, {
+		"quorum_sql.go",
+		"AND CASE WHEN EXISTS (",
+		"AND CASE WHEN true OR EXISTS (",
 	}}},
 	{"belief ended by a timer", "holder stopped and resumed", []edit{{
 		"quorum_term.go",
