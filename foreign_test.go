@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/baldur-go/baldur"
+	"github.com/baldur-go/baldur/internal/stack"
 )
 
 // TestForeignText: no pool name, label or query gets a character into any form of
@@ -254,6 +255,9 @@ func TestOpenStatements(t *testing.T) {
 // TestHintOfWaiter: who waits for a second connection has a Rollback deferred, and
 // is not told that one is missing without that being said.
 func TestHintOfWaiter(t *testing.T) {
+	if !stack.Self().Liveness {
+		t.Skip("no liveness in this build: ", stack.Self().Reason)
+	}
 	bubble(t, &fakeDB{}, func(t *testing.T, db *sql.DB, tr *baldur.Tracker) {
 		db.SetMaxOpenConns(1)
 		ctx, cancel := context.WithCancel(ctx)
