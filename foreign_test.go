@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/baldur-go/baldur"
+	"github.com/baldur-go/baldur/internal/stack"
 )
 
 // TestForeignText: no pool name, label or query gets a character into any form of
@@ -175,6 +176,45 @@ func TestExpired(t *testing.T) {
 	_ = db.Close()
 }
 
+// TestBetweenPoolAndHolder: a connection that database/sql has taken out and not
+// given to the driver, or that the driver has given back and is not in the pool yet,
+// is not one that DB.Conn has taken and nobody uses.
+func TestBetweenPoolAndHolder(t *testing.T) {
+	var tr *baldur.Tracker
+	looks := 0
+	look := func(when string) {
+		if tr == nil {
+			return
+		}
+		looks++
+		if r := tr.Report(); r.Unattributed != 0 || strings.Contains(r.String(), "not seen") {
+			t.Errorf("%s: %s", when, r.Figures())
+		}
+	}
+	db := baldur.OpenDB(closeDB{func() { look("closing") }}, baldur.WithHooks("test", func(baldur.Target) baldur.Hooks {
+		return baldur.Hooks{
+			SpanContext: func(context.Context) baldur.SpanContext { look("taking"); return baldur.SpanContext{} },
+			Returned:    func(baldur.Return) { look("returning") },
+		}
+	}))
+	must(db.Exec("SELECT 1")) // the first time that it goes out
+	tr = baldur.TrackerOf(db)
+	for range 3 {
+		must(db.Exec("SELECT 1"))
+		_ = must(db.Query("SELECT 1")).Close()
+		_ = must(db.Begin()).Rollback()
+		_ = must(db.Conn(ctx)).Close()
+	}
+	db.SetConnMaxLifetime(time.Nanosecond)
+	must(db.Exec("SELECT 1"))
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if looks < 24 {
+		t.Errorf("%d looks", looks)
+	}
+}
+
 // closeDB is a nullDB whose connections call a function when they are closed.
 type closeDB struct{ f func() }
 type closeConn struct {
@@ -215,6 +255,9 @@ func TestOpenStatements(t *testing.T) {
 // TestHintOfWaiter: who waits for a second connection has a Rollback deferred, and
 // is not told that one is missing without that being said.
 func TestHintOfWaiter(t *testing.T) {
+	if !stack.Self().Liveness {
+		t.Skip("no liveness in this build: ", stack.Self().Reason)
+	}
 	bubble(t, &fakeDB{}, func(t *testing.T, db *sql.DB, tr *baldur.Tracker) {
 		db.SetMaxOpenConns(1)
 		ctx, cancel := context.WithCancel(ctx)

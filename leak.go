@@ -196,13 +196,11 @@ func short(d time.Duration) string { return text.Short(d) }
 // LeakReport is what a look at a pool has found.
 //
 // Unattributed counts what database/sql has out and the tracker has not seen to
-// go out: see "What cannot be seen" in the package comment. It can be above 0 for
-// an instant in any program: database/sql takes a connection out of the pool under
-// its lock, and tells the driver after that; it hears that one is back, and puts it
-// into the pool after that. A goroutine that is not running at that very place, as
-// on a busy machine, makes the instant longer. The two are counted one after the
-// other, several times, and the least difference is told. What stays above 0 from
-// report to report is a connection that is held and has not been used.
+// go out: see "What cannot be seen" in the package comment. They are connections
+// that have not been used at all since they were made. So it can be above 0 for an
+// instant in any program whose pool is full: database/sql hands a new connection to
+// a goroutine that waits, which has not run yet. What stays above 0 from report to
+// report is a connection that is held and has not been used.
 //
 // Suspected is who has had a connection for longer than the threshold and has
 // not used it for that long: no call in flight, none ended, no row read. Who

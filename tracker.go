@@ -274,8 +274,11 @@ func (t *Tracker) pool() (poolState, bool) {
 // balance returns the pool's state, and how many connections are out of it that
 // the tracker does not see; −1 if that is not known.
 //
-// The two are counted one after the other while connections come and go, so a
-// difference counts only if it is there at each of several looks.
+// The two are counted one after the other while connections come and go, and
+// database/sql takes a connection out before it tells the driver, and puts it back
+// after it has told. So a difference counts only if it is there at each of several
+// looks, and if there are connections that can be it: one that has been out once
+// is seen whenever it goes out again.
 func (t *Tracker) balance() (state poolState, ok bool, connecting, closing, unattributed int) {
 	unattributed = -1
 	for i := range 4 {
@@ -297,6 +300,9 @@ func (t *Tracker) balance() (state poolState, ok bool, connecting, closing, unat
 			}
 		}
 		n := max(0, state.inUse()-connecting-tracked-closing)
+		if n > 0 {
+			n = min(n, t.neverOut())
+		}
 		if unattributed < 0 || n < unattributed {
 			unattributed = n
 		}
@@ -305,6 +311,18 @@ func (t *Tracker) balance() (state poolState, ok bool, connecting, closing, unat
 		}
 	}
 	return state, true, connecting, closing, unattributed
+}
+
+// neverOut counts the connections that have never been seen to go out.
+func (t *Tracker) neverOut() (n int) {
+	for _, r := range t.list() {
+		r.mu.Lock()
+		if r.seq == 0 && r.act.get()&flagClosing == 0 {
+			n++
+		}
+		r.mu.Unlock()
+	}
+	return n
 }
 
 // Report looks at every connection that is out and lists the holders that are

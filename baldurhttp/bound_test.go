@@ -50,6 +50,27 @@ func TestJSONBudget(t *testing.T) {
 	}
 }
 
+// TestTextBudget: the text, the page and the profile do not grow with the length of
+// the statements, nor without bound with the connections that are out.
+func TestTextBudget(t *testing.T) {
+	const n, bound = 4000, 1 << 20
+	db := baldur.OpenDB(fake{}, baldur.WithLeakThreshold(time.Nanosecond))
+	defer db.Close()
+	long := strings.Repeat("x", 10_000)
+	for i := range n {
+		rows := must(db.Query("SELECT " + strconv.Itoa(i) + long))
+		defer rows.Close()
+	}
+	for _, name := range []string{"report.txt", "", "profile"} {
+		w := httptest.NewRecorder()
+		Handler(WithTrackers(baldur.TrackerOf(db))).ServeHTTP(w, httptest.NewRequest("GET", "/"+name, nil))
+		if size := w.Body.Len(); w.Code != http.StatusOK || size == 0 || size > bound {
+			t.Errorf("/%s: status %d, %d bytes", name, w.Code, size)
+		}
+		t.Logf("/%s: %d bytes", name, w.Body.Len())
+	}
+}
+
 // TestAtOnce: so many requests are served at once, and a waiting one ends with its
 // client.
 func TestAtOnce(t *testing.T) {

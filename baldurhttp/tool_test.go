@@ -13,6 +13,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/baldur-go/baldur/internal/stack"
 )
 
 // pprofTool is the path of the real tool: "go tool" would be a process around
@@ -47,6 +49,9 @@ func pprof(t *testing.T, args ...string) string {
 
 // TestPprof: the real tool, on a program that leaks.
 func TestPprof(t *testing.T) {
+	if !stack.Self().Liveness {
+		t.Skip("no liveness in this build: ", stack.Self().Reason)
+	}
 	leakingPool(t)
 	url := serve(t) + "profile"
 	const row = `(?m)^ +%v +[\d.]+% +[\d.]+% +%v +[\d.]+%  \S+\.`

@@ -116,6 +116,34 @@ func TestVerifyNone(t *testing.T) {
 			}
 		})
 	})
+	t.Run("on t.Context()", func(t *testing.T) {
+		t.Parallel()
+		for _, c := range []struct {
+			name  string
+			of    func(context.Context) context.Context
+			found bool
+		}{
+			{"its own", func(ctx context.Context) context.Context { return ctx }, false},
+			{"without cancel", context.WithoutCancel, true},
+		} {
+			synctest.Test(t, func(t *testing.T) {
+				db := mock(t)
+				defer db.Close()
+				r := new(recorder)
+				VerifyNone(r, db)
+				testCtx, end := context.WithCancel(context.Background()) // as t.Context() ends
+				tx, err := db.BeginTx(c.of(testCtx), nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer tx.Rollback()
+				end()
+				if got := r.end(); (got != "") != c.found {
+					t.Errorf("%s: got %q", c.name, got)
+				}
+			})
+		}
+	})
 	t.Run("clean", func(t *testing.T) {
 		t.Parallel()
 		db := mock(t)
