@@ -3,7 +3,6 @@ package baldur
 import (
 	"context"
 	"database/sql"
-	"database/sql/driver"
 	"errors"
 	"fmt"
 	"slices"
@@ -223,22 +222,33 @@ func onCleanConn(ctx context.Context, db *sql.DB, f func(context.Context, *sql.C
 	defer cancel()
 	var conn *sql.Conn
 	err := errNotOurs
-	if d, ok := db.Driver().(interface{ untracked() driver.Connector }); ok {
-		own := sql.OpenDB(d.untracked()) // which ctx's deadline ends
+	if dial, ok := db.Driver().(poolDialer); ok {
+		c := &ownConnector{poolDialer: dial, drv: db.Driver()}
+		own := sql.OpenDB(c)
 		defer func() { _ = own.Close() }()
-		first, cancel := context.WithTimeout(ctx, migrateTimeout/4)
-		conn, err = own.Conn(first)
+		deadline, _ := ctx.Deadline()
+		first, cancel := context.WithTimeout(ctx, time.Until(deadline)/4)
+		conn, err = c.conn(first, own)
 		cancel()
+		if err == nil && c.sock != nil {
+			c.sock.endBy(deadline) // as no sweep sees to it
+		}
 	}
 	if err != nil {
-		if conn, err = db.Conn(ctx); err != nil {
+		beside := err
+		if conn, err = db.Conn(ctx); err == nil {
+			if _, err = conn.ExecContext(ctx, "ROLLBACK"); err != nil {
+				_ = conn.Close()
+			}
+		}
+		switch {
+		case err != nil && beside == errNotOurs:
 			return err
+		case err != nil:
+			return fmt.Errorf("%w; and beside the pool: %w", err, beside)
 		}
 	}
 	defer func() { _ = conn.Close() }()
-	if _, err := conn.ExecContext(ctx, "ROLLBACK"); err != nil {
-		return err
-	}
 	return f(ctx, conn)
 }
 
