@@ -68,7 +68,9 @@ import (
 // renews. The pool must be baldur's, so that a call on a silent network can be cut: connections
 // that baldur does not dial itself (Wrap, OpenDB) are interrupted only as well as their driver
 // heeds a ctx. Behind PgBouncer, in any mode but statement, all works; a successor then learns
-// of a release by polling, every 0.2 TTL, not at once.
+// of a release by polling, every 0.2 TTL, not at once. In session mode the lease keeps one of
+// its connections to the server: where there is only one, so that the lease or the program
+// would wait for ever, requests end with an error that says so.
 //
 // Each request is a transaction of its own, with a lock_timeout and a statement_timeout, so that
 // the server too gives up half a second after the attempt's time at the latest. What it means does not
