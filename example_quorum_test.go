@@ -3,6 +3,7 @@ package baldur_test
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"log"
 	"os"
@@ -22,41 +23,33 @@ func ExamplePGQuorum() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	q.StartAutoRenew()
-	defer q.StopAutoRenew() // hands over
-
-	ctx := context.Background()
-	for {
-		primary, err := q.AwaitPrimary(ctx) // ends when the lease is lost
-		if err != nil {
-			return
-		}
-		for primary.Err() == nil {
-			bill(primary, db, q)
+	// Until the work is done, or fails, while this process is primary. What is lost on the way
+	// is begun anew by the next primary, here or elsewhere.
+	err = q.Run(context.Background(), func(ctx context.Context) error { // which ends when the lease is lost
+		for {
+			if err := bill(ctx, q); err != nil {
+				return err
+			}
 			select {
 			case <-time.After(time.Minute):
-			case <-primary.Done():
-				log.Print(context.Cause(primary)) // baldur: lease "billing" of epoch 4294967300 is lost: fenced
+			case <-ctx.Done():
+				return context.Cause(ctx) // baldur: lease "billing" of epoch 4294967300 is lost: fenced
 			}
 		}
-	}
+	})
+	log.Print(err)
 }
 
 // bill writes nothing if another process has become primary before it commits.
-func bill(ctx context.Context, db *sql.DB, q *baldur.PGQuorum) {
-	tx, err := db.BeginTx(ctx, nil)
-	if err != nil {
-		return
+func bill(ctx context.Context, q *baldur.PGQuorum) error {
+	err := q.InTx(ctx, nil, func(tx *sql.Tx, epoch int64) error {
+		_, err := tx.ExecContext(ctx, "INSERT INTO bills (epoch, minute) VALUES ($1, date_trunc('minute', now())) ON CONFLICT DO NOTHING", epoch)
+		return err
+	})
+	if errors.Is(err, baldur.ErrCommitUnknown) {
+		return nil // it may be there: the next call of this minute writes no second one
 	}
-	defer tx.Rollback()
-	epoch, err := q.RequirePrimary(ctx, tx)
-	if err != nil {
-		return
-	}
-	if _, err := tx.ExecContext(ctx, "INSERT INTO bills (epoch) VALUES ($1)", epoch); err != nil {
-		return
-	}
-	_ = tx.Commit()
+	return err
 }
 
 func ExampleNewPGQuorum_badOptions() {

@@ -424,29 +424,6 @@ func TestQuorumPoolClosed(t *testing.T) {
 	}
 }
 
-// TestQuorumBouncer: behind PgBouncer in transaction mode all works but LISTEN.
-func TestQuorumBouncer(t *testing.T) {
-	ctx := testCtx(t)
-	dsn := pgtest.Bouncer(t, "transaction", "default_pool_size=2")
-	a, b := newQuorum(t, openPool(t, dsn), "a", baldur.WithLeaseTTL(shortTTL)), newQuorum(t, openPool(t, dsn), "b", baldur.WithLeaseTTL(shortTTL))
-	a.StartAutoRenew()
-	if _, err := a.AwaitPrimary(ctx); err != nil {
-		t.Fatal(err)
-	}
-	b.StartAutoRenew()
-	for e := range b.Watch(ctx) {
-		if e.State == baldur.LeaseHeld && e.Lease.Region == "a" {
-			break
-		}
-	}
-	began := time.Now()
-	a.StopAutoRenew()
-	if _, err := b.AwaitPrimary(ctx); err != nil {
-		t.Fatal(err)
-	}
-	t.Log("by polling:", time.Since(began))
-}
-
 // TestQuorumSuspended: a machine that wakes up is primary no more.
 func TestQuorumSuspended(t *testing.T) {
 	ctx := testCtx(t)

@@ -101,7 +101,7 @@ func (l *link) connect(ctx context.Context, dial poolDialer) error {
 	c := &ownConnector{poolDialer: dial, drv: l.db.Driver()}
 	l.own = sql.OpenDB(c)
 	var err error
-	if l.conn, err = l.dial(ctx); err != nil {
+	if l.conn, err = l.dial(ctx, c); err != nil {
 		return err
 	}
 	err = l.conn.Raw(func(dc any) error {
@@ -121,11 +121,6 @@ func (l *link) connect(ctx context.Context, dial poolDialer) error {
 	if err != nil {
 		return err
 	}
-	if pqTxStatus(l.inner) != 'I' { // a hook of the connector may have left a transaction open
-		if err := l.run(ctx, func(ctx context.Context) error { _, err := l.conn.ExecContext(ctx, "ROLLBACK"); return err }); err != nil {
-			return err
-		}
-	}
 	if err := l.nearEnough(ctx); err != nil {
 		return err
 	}
@@ -135,20 +130,26 @@ func (l *link) connect(ctx context.Context, dial poolDialer) error {
 // dial connects. Where the server has no connection left, one of those that lie idle in the
 // pool is given up for it; and, no more than once in a TTL, where there was no answer, as of
 // a pooler that has none for us.
-func (l *link) dial(ctx context.Context) (*sql.Conn, error) {
+func (l *link) dial(ctx context.Context, c *ownConnector) (*sql.Conn, error) {
 	first := ctx
 	if deadline, ok := ctx.Deadline(); ok {
 		var cancel context.CancelFunc
 		first, cancel = context.WithTimeout(ctx, time.Until(deadline)/2)
 		defer cancel()
 	}
-	conn, err := l.own.Conn(hook.Own(first))
+	conn, err := c.conn(hook.Own(first), l.own)
 	if err == nil || ctx.Err() != nil {
 		return conn, err
 	}
 	code, _ := sqlState(err)
-	unheard := first.Err() != nil && time.Since(l.madeRoom) >= l.cfg.ttl
-	if s, ok := l.t.pool(); code != "53300" && !unheard || !ok || s.idle == 0 {
+	least := 1
+	if code != "53300" {
+		if first.Err() == nil || time.Since(l.madeRoom) < l.cfg.ttl {
+			return nil, err
+		}
+		least = 2 // a pooler's connection to the server may be the only one
+	}
+	if s, ok := l.t.pool(); !ok || s.idle < least {
 		return nil, err
 	}
 	l.madeRoom = time.Now()
@@ -159,7 +160,7 @@ func (l *link) dial(ctx context.Context) (*sql.Conn, error) {
 		discard(idle)
 		l.cfg.log.Info("baldur: a connection of the pool was closed to make room for the lease's", "lease", l.cfg.name, "error", err)
 	}
-	return l.own.Conn(hook.Own(ctx))
+	return c.conn(hook.Own(ctx), l.own)
 }
 
 // ownConnector connects as the pool does, beside it.
@@ -176,6 +177,40 @@ type poolDialer interface {
 func (c *ownConnector) Connect(ctx context.Context) (ci driver.Conn, err error) {
 	ci, c.sock, err = c.dial(ctx)
 	return ci, err
+}
+
+// conn returns a connection of own, which is c's, that answers, and is in no transaction, as a hook of
+// the program's may have left one open. A pooler also lets in whom it has no connection to
+// the server for.
+func (c *ownConnector) conn(ctx context.Context, own *sql.DB) (*sql.Conn, error) {
+	conn, err := own.Conn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	command := "SELECT 1"
+	_ = conn.Raw(func(dc any) error {
+		if pqTxStatus(Unwrap(dc.(driver.Conn))) != 'I' {
+			command = "ROLLBACK"
+		}
+		return nil
+	})
+	if c.sock == nil {
+		_, err = conn.ExecContext(ctx, command)
+	} else {
+		stop := context.AfterFunc(ctx, c.sock.cut)
+		_, err = conn.ExecContext(context.WithoutCancel(ctx), command)
+		if !stop() {
+			err = errors.Join(context.Cause(ctx), err)
+		}
+	}
+	if err != nil {
+		_ = conn.Close()
+		if ctx.Err() != nil {
+			err = fmt.Errorf("baldur: connected, but not answered in time (if there is a pooler: has it a connection to the server to spare?): %w", err)
+		}
+		return nil, err
+	}
+	return conn, nil
 }
 
 func (c *ownConnector) Driver() driver.Driver { return c.drv }
@@ -405,6 +440,13 @@ func (l *link) proveLocks(ctx context.Context) error {
 	})
 	if err != nil {
 		return err
+	}
+	if s, ok := l.t.pool(); otherErr != nil && l.pooler && ok && s.open == 0 { // in transaction mode one connection to the server is enough
+		ctx, cancel := context.WithTimeout(hook.Own(ctx), soon)
+		defer cancel()
+		if err := other.QueryRowContext(ctx, "SELECT 1").Scan(new(int)); err != nil {
+			return l.unfit(fmt.Sprintf("the pooler has no second connection to the server, so that the lease would keep the program from it (in session mode PgBouncer's default_pool_size must be 2 at least): %v", err))
+		}
 	}
 	if otherErr != nil {
 		l.cfg.log.Warn("baldur: no second connection to try advisory locks with", "lease", l.cfg.name, "error", otherErr)

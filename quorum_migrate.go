@@ -231,39 +231,35 @@ func parseLeaseTable(name string) (table [2]string, err error) {
 
 // onCleanConn calls f, for migrateTimeout at most, with a connection whose session is new:
 // made beside the pool by its connector, if it is baldur's, and cut when ctx ends. Of another
-// pool, or where that cannot be had in a quarter of the time, it is one of the pool's, and a
-// transaction that it is in, which nobody can go on with, ends.
+// pool, or where that cannot be had in a quarter of the time, it is one of the pool's that is in
+// no transaction.
 func onCleanConn(ctx context.Context, db *sql.DB, f func(context.Context, *sql.Conn) error) error {
 	ctx, cancel := context.WithTimeout(hook.Own(ctx), migrateTimeout)
 	defer cancel()
 	var conn *sql.Conn
+	err := errNotOurs
 	if d, ok := db.Driver().(poolDialer); ok {
 		c := &ownConnector{poolDialer: d, drv: db.Driver()}
 		own := sql.OpenDB(c)
 		defer func() { _ = own.Close() }()
 		deadline, _ := ctx.Deadline()
 		soon, cancel := context.WithTimeout(ctx, time.Until(deadline)/4)
-		conn, _ = own.Conn(soon)
+		conn, err = c.conn(soon, own)
 		cancel()
-		if c.sock != nil {
+		if err == nil && c.sock != nil {
 			defer context.AfterFunc(ctx, c.sock.cut)()
 			defer func() { c.sock.endBy(time.Now().Add(closeGrace)) }() // for pq's farewell
 		}
 	}
-	if conn == nil {
-		var err error
-		if conn, err = db.Conn(ctx); err != nil {
+	if err != nil {
+		beside := err
+		if conn, err = takeClean(ctx, db); err != nil && beside == errNotOurs {
 			return err
+		} else if err != nil {
+			return fmt.Errorf("%w; and beside the pool: %w", err, beside)
 		}
 	}
 	defer func() { _ = conn.Close() }()
-	status, _, err := connStatus(conn)
-	if err == nil && status != 'I' {
-		_, err = conn.ExecContext(ctx, "ROLLBACK")
-	}
-	if err != nil {
-		return err
-	}
 	return f(ctx, conn)
 }
 

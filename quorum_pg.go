@@ -70,6 +70,9 @@ import (
 // PgBouncer, in any mode but statement, all works but [WithFenceKill] and LISTEN: a successor
 // learns of a release by polling, every 0.2 TTL, not at once. So it is with other drivers than
 // lib/pq.
+// In session mode the lease keeps one of PgBouncer's connections to the server: where there is
+// only one, so that the lease or the program would wait for ever, requests end with an error
+// that says so.
 //
 // Each request is a transaction of its own, with a lock_timeout and a statement_timeout, so that
 // the server gives up too, half a second after the attempt's time at the latest. What it means

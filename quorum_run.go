@@ -60,7 +60,7 @@ func (q *PGQuorum) Run(ctx context.Context, f func(ctx context.Context) error) e
 		switch {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
-		case tenure.ctx.Err() == nil:
+		case q.holds(tenure):
 			return err
 		}
 		if closed := q.isClosed(); closed != nil {
@@ -70,6 +70,20 @@ func (q *PGQuorum) Run(ctx context.Context, f func(ctx context.Context) error) e
 			q.cfg.log.Warn("baldur: the work of a primary has ended after its lease was lost", "lease", q.cfg.name, "cause", context.Cause(primary), "error", err)
 		}
 	}
+}
+
+// holds tells whether this process is primary by a tenure. What the clock has ended is
+// lost, though the timer that is to say so is late.
+func (q *PGQuorum) holds(t *tenure) bool {
+	if now := q.valid(); now != nil && now.tenure == t {
+		return true
+	}
+	q.mu.Lock()
+	defer q.unlock()
+	if now := q.term.Load(); now != nil && now.tenure == t {
+		q.loseLocked(LossExpired)
+	}
+	return false
 }
 
 // setTurn notes the hold that Run's f is called for, with whose loss the contention ends, and

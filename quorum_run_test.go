@@ -180,6 +180,30 @@ func TestRun(t *testing.T) {
 	}()
 }
 
+// TestRunClock: f is called again if it has returned when the lease was over by the clock, but
+// no timer had yet told so.
+func TestRunClock(t *testing.T) {
+	var jump atomic.Int64
+	began := time.Now()
+	q := newQuorum(t, openPool(t, pgtest.DSN(t)), "a", baldur.WithQuorumClock(func() time.Duration {
+		return time.Since(began) + time.Duration(jump.Load())
+	}))
+	var turns int
+	err := q.Run(testCtx(t), func(ctx context.Context) error {
+		if turns++; turns == 1 {
+			jump.Add(int64(time.Hour))
+			return q.InTx(ctx, nil, func(*sql.Tx, int64) error { return errors.New("f was called") })
+		}
+		return nil
+	})
+	if err != nil || turns != 2 {
+		t.Error(err, turns)
+	}
+	if n := q.Stats().Losses[baldur.LossExpired]; n != 1 {
+		t.Error("losses:", n)
+	}
+}
+
 // TestInTx: what it returns tells what has happened.
 func TestInTx(t *testing.T) {
 	ctx := testCtx(t)

@@ -60,6 +60,7 @@ func TestCommandLine(t *testing.T) {
 		{"quorum run --lease a --region b --ttl 1s --grace 400ms postgres://u:secret@h/d -- true", 2, "--grace is 400ms; it must be less than 400ms, so that the command is dead before a lease of 1s ends: grace < TTL/2 - TTL/10"},
 		{"quorum run --lease a --region b --grace -1s postgres://u:secret@h/d -- true", 2, "--grace is -1s; it must not be negative"},
 		{"quorum run --lease a --region b --wait -1s postgres://u:secret@h/d -- true", 2, "--wait is -1s; it must not be negative"},
+		{"quorum run --lease a --region b --hold-at-least -1s postgres://u:secret@h/d -- true", 2, "--hold-at-least is -1s; it must not be negative"},
 		{"quorum run --lease a --region b postgres://u:secret@%zz/d -- true", 2, "not a valid URL"},
 		{"quorum run --lease " + strings.Repeat("a", 201) + " --region b postgres://u:secret@h/d -- true", 2, "quorum run: --lease has 201 bytes"},
 		{"quorum run --lease a --region b postgres://u:secret@h/d -- no-such-command", 127, `"no-such-command": executable file not found`},

@@ -19,7 +19,8 @@ import (
 )
 
 const quorumRunUsage = `Usage: baldur quorum run --lease NAME --region R [--ttl D] [--grace D]
-                         [--wait D] [--again] [DSN] -- COMMAND ARGS...
+                         [--wait D] [--again] [--hold-at-least D]
+                         [DSN] -- COMMAND ARGS...
 
 Waits until this process is primary: until it holds the lease NAME in the
 PostgreSQL of the DSN (default: that in BALDUR_DSN, which other users cannot
@@ -27,6 +28,20 @@ see; the table baldur_lease is made if there is none). Then it runs the command,
 with BALDUR_LEASE, BALDUR_REGION and BALDUR_EPOCH in its environment, and
 without BALDUR_DSN. When the command ends, the lease is released and another
 process takes it at once.
+
+A short job that cron starts on several machines would so run on each of them,
+one after the other. With --hold-at-least the lease is kept, when the command has
+ended, until that much time has passed since its start, whatever its exit status;
+baldur ends then. --wait 0 has the others end at once:
+
+    baldur quorum run --lease nightly --region "$(hostname)" --wait 0 \
+        --hold-at-least 1m -- /usr/local/bin/nightly
+
+Choose more than the clocks of the machines may differ by, and less than the time
+between two runs. A signal that ends baldur before the time has passed, or the
+command and baldur, leaves the lease to run out by itself, after its TTL. If the lease
+is lost when the command has ended, nothing is run again. In each case the exit
+status is that of the command. A command that cannot be run is not one that ran.
 
 If the lease is lost, as in a network that has fallen silent, the command gets
 SIGTERM and, after the grace, SIGKILL: both before the lease ends, so before
@@ -65,6 +80,7 @@ const forever = time.Duration(math.MaxInt64)
 type leaseRun struct {
 	lease, region    string
 	ttl, grace, wait time.Duration
+	hold             time.Duration // from the command's start, at least
 	again            bool
 	argv             []string
 
@@ -73,6 +89,7 @@ type leaseRun struct {
 	signals  chan os.Signal
 	holder   <-chan baldur.QuorumEvent
 	troubles troubles
+	leave    bool // the lease is to run out by itself
 }
 
 // leaseChange is a gain of the lease, or a loss.
@@ -88,8 +105,9 @@ func runQuorumRun(ctx context.Context, args []string) error {
 	flags.StringVar(&r.region, "region", "", "what to call this process, or where it is, for people; it need not be unique")
 	flags.DurationVar(&r.ttl, "ttl", baldur.DefaultLeaseTTL, "how long the lease lasts if it is not renewed, and another waits after a crash; 500ms to 5m, the same for all (default 10s)")
 	flags.DurationVar(&r.grace, "grace", -1, "from SIGTERM to SIGKILL; less than TTL/2 - TTL/10 (default TTL/5)")
-	flags.DurationVar(&r.wait, "wait", forever, "how long to wait to become primary; 0: only if the lease is free (default for ever)")
+	flags.DurationVar(&r.wait, "wait", forever, "how long to wait to become primary; 0: only if nobody has the lease, for which one that has run out, as after a crash, is watched for a TTL (default for ever)")
 	flags.BoolVar(&r.again, "again", false, "after a loss wait until primary again, and run the command again")
+	flags.DurationVar(&r.hold, "hold-at-least", 0, "keep the lease for this long from the command's start, also if that ends sooner")
 	command := slices.Index(args, "--")
 	options := args
 	if command >= 0 {
@@ -115,8 +133,11 @@ func runQuorumRun(ctx context.Context, args []string) error {
 	if err != nil {
 		return usageError{"quorum run: " + oneLine(err.Error())}
 	}
-	defer db.Close()
-	return r.run(ctx, db)
+	err = r.run(ctx, db)
+	if !r.leave { // which closing the pool would release
+		_ = db.Close()
+	}
+	return err
 }
 
 func (r *leaseRun) check() error {
@@ -136,6 +157,8 @@ func (r *leaseRun) check() error {
 		problem = fmt.Sprintf("--ttl is %v; it must be above 0", r.ttl)
 	case r.wait < 0:
 		problem = fmt.Sprintf("--wait is %v; it must not be negative", r.wait)
+	case r.hold < 0:
+		problem = fmt.Sprintf("--hold-at-least is %v; it must not be negative", r.hold)
 	case r.grace < 0:
 		problem = fmt.Sprintf("--grace is %v; it must not be negative", r.grace)
 	case r.grace >= most:
@@ -177,33 +200,64 @@ func (r *leaseRun) run(ctx context.Context, db *sql.DB) error {
 	}
 	r.signals = make(chan os.Signal, 16)
 	signal.Notify(r.signals, endSignals()...)
-	watch, stopWatching := context.WithCancel(context.Background())
-	defer stopWatching()
-
-	if r.wait > 0 { // else TryAcquirePrimary is the first to look, and says what it sees
-		r.holder = r.q.Watch(watch)
-	} else {
+	if r.wait == 0 { // TryAcquirePrimary says what it sees
 		r.troubles.next = time.Now().Add(troubleEvery)
 	}
-	err = r.hold(ctx)
+	err = r.contend(ctx)
 	close(over)
 	signal.Stop(r.signals) // from now on they end us at once
-	stopWatching()
+	if r.leave {
+		return err
+	}
 	if released := r.q.Close(); released != nil && err != exitLost {
 		say("lease %q could not be released and ends by itself, in %v at most: %v", r.lease, r.ttl, released)
 	}
 	return err
 }
 
-// hold has the command run while this process is primary.
-func (r *leaseRun) hold(ctx context.Context) error {
+// contend has the command run while this process is primary.
+func (r *leaseRun) contend(ctx context.Context) error {
 	for {
 		lease, err := r.elected(ctx)
 		if err != nil {
 			return err
 		}
-		if err = r.runCommand(lease); err != exitLost || !r.again || ctx.Err() != nil {
+		began := time.Now()
+		ran, err := r.runCommand(lease)
+		if ran {
+			r.keep(ctx, lease, began)
+		}
+		if err != exitLost || !r.again || ctx.Err() != nil {
 			return err
+		}
+	}
+}
+
+// keep keeps the lease until the command was started long enough ago, or leaves it
+// to run out when this process is to end before.
+func (r *leaseRun) keep(ctx context.Context, lease baldur.QuorumLease, began time.Time) {
+	left := r.hold - time.Since(began)
+	if left <= 0 {
+		return
+	}
+	if ctx.Err() == nil {
+		say("the command has ended; lease %q is kept for another %v", r.lease, left.Round(time.Millisecond))
+	}
+	timer := time.NewTimer(left)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			r.leave = true
+			return
+		case <-timer.C:
+			return
+		case <-r.signals: // an end signal ends ctx, too
+		case c := <-r.changes:
+			if c.lost != "" && c.lease.Epoch == lease.Epoch {
+				say("lease %q of epoch %d is lost (%s), when the command had ended", r.lease, lease.Epoch, c.lost)
+				return
+			}
 		}
 	}
 }
@@ -211,18 +265,30 @@ func (r *leaseRun) hold(ctx context.Context) error {
 // elected waits until this process is primary.
 func (r *leaseRun) elected(ctx context.Context) (baldur.QuorumLease, error) {
 	var none baldur.QuorumLease
-	if r.wait == 0 {
-		if ok, err := r.q.TryAcquirePrimary(ctx); ctx.Err() != nil {
+	wait, seen := r.wait, int64(0)
+	if wait == 0 {
+		ok, err := r.q.TryAcquirePrimary(ctx)
+		held := false
+		if !ok && err == nil {
+			_, held, err = r.q.CurrentPrimary(ctx)
+		}
+		switch {
+		case ctx.Err() != nil:
 			return none, ctx.Err()
-		} else if !ok {
+		case ok:
+			wait = forever // the gain is on its way
+		case held, err != nil:
 			return none, r.notPrimary(err)
+		default: // nobody's, and has to be watched for a TTL: else it would be nobody's for ever
+			seen = r.q.Stats().Holder.Lease.Epoch
+			wait = 2 * r.ttl
 		}
 	}
-	r.q.StartAutoRenew()
-	patience := time.NewTimer(r.wait)
-	if r.wait == 0 {
-		patience.Stop() // the gain is on its way
+	if r.holder == nil {
+		r.holder = r.q.Watch(ctx)
 	}
+	r.q.StartAutoRenew()
+	patience := time.NewTimer(wait)
 	defer patience.Stop()
 	for {
 		select {
@@ -234,6 +300,12 @@ func (r *leaseRun) elected(ctx context.Context) (baldur.QuorumLease, error) {
 			if !ok {
 				r.holder = nil
 			} else if e.State == baldur.LeaseHeld && !e.Local {
+				if r.wait == 0 {
+					if e.Lease.Epoch == seen {
+						continue
+					}
+					return none, r.notPrimary(nil)
+				}
 				say("waiting for lease %q, which region %q has (epoch %d)", r.lease, e.Lease.Region, e.Lease.Epoch)
 			}
 		case <-r.signals: // an end signal ends ctx, too
@@ -264,8 +336,9 @@ func (r *leaseRun) notPrimary(err error) error {
 	return fmt.Errorf("quorum run: not primary of lease %q within %v%s", r.lease, r.wait, why)
 }
 
-// runCommand runs the command in a hold of the lease. The error is an exitStatus.
-func (r *leaseRun) runCommand(lease baldur.QuorumLease) error {
+// runCommand runs the command in a hold of the lease, and tells whether it has ended by
+// itself. The error is an exitStatus.
+func (r *leaseRun) runCommand(lease baldur.QuorumLease) (ended bool, err error) {
 	cmd := exec.Command(r.argv[0], r.argv[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.Env = slices.DeleteFunc(os.Environ(), func(kv string) bool { return strings.HasPrefix(kv, envDSN+"=") })
@@ -274,19 +347,19 @@ func (r *leaseRun) runCommand(lease baldur.QuorumLease) error {
 	asleep := suspended()
 	c, err := startChild(cmd, r.signals)
 	if err != nil {
-		return cannotRun(err)
+		return false, cannotRun(err)
 	}
 	for {
 		select {
 		case <-c.exited:
-			ended := time.Now()
+			at := time.Now()
 			c.end(func() time.Duration {
 				if now, ok := r.q.Lease(); !ok || now.Epoch != lease.Epoch {
 					return 0
 				}
-				return r.grace - time.Since(ended)
+				return r.grace - time.Since(at)
 			})
-			return c.status()
+			return true, c.status()
 		case s := <-r.signals:
 			c.signal(s)
 		case change := <-r.changes:
@@ -305,7 +378,7 @@ func (r *leaseRun) runCommand(lease baldur.QuorumLease) error {
 			if killed {
 				say("the command did not end in time and was killed")
 			}
-			return exitLost
+			return false, exitLost
 		}
 	}
 }

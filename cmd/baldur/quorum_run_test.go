@@ -4,6 +4,7 @@ package main
 
 import (
 	"bufio"
+	"database/sql"
 	"fmt"
 	"net/url"
 	"os"
@@ -181,6 +182,7 @@ const (
 	saidPrimary = `primary of lease "the lease", epoch `
 	saidWaiting = `waiting for lease "the lease", which region "`
 	saidLost    = `lease "the lease" of epoch `
+	saidKept    = `the command has ended; lease "the lease" is kept for another `
 	saidKilled  = "the command did not end in time and was killed"
 )
 
@@ -345,6 +347,85 @@ func TestQuorumRun(t *testing.T) {
 			t.Error("the second command was run")
 		}
 		w.runCommand(dsn, "second", nil, []string{"--wait", "0"}, "true").ends(0)
+	})
+
+	// Case 15: what cron starts on a second node when the job of the first one is done.
+	t.Run("hold at least", func(t *testing.T) {
+		for name, test := range map[string]struct {
+			command string
+			status  int
+		}{"done": {"true", 0}, "failed": {"exit 9", 9}} {
+			t.Run(name, func(t *testing.T) {
+				w, dsn := newWorkers(t), pgtest.DSN(t)
+				began := time.Now()
+				first := w.runCommand(dsn, "first", nil, []string{"--wait", "0", "--hold-at-least", "3s"}, "sh", "-c", test.command)
+				first.until(saidKept)
+				second := w.runCommand(dsn, "second", nil, []string{"--wait", "0", "--hold-at-least", "3s"}, "false")
+				second.ends(1)
+				wantSaid(t, second, `quorum run: lease "the lease" is not to be had now: region "first" has it`)
+				first.ends(test.status)
+				if d := time.Since(began); d < 3*time.Second {
+					t.Errorf("held for %v", d)
+				}
+				w.runCommand(dsn, "second", nil, []string{"--wait", "0"}, "true").ends(0) // it was released
+			})
+		}
+		// The second worker ends by itself, after more than the hold.
+		w, dsn := newWorkers(t), pgtest.DSN(t)
+		long := w.run(dsn, "long", nil, "--hold-at-least", "1ms")
+		w.until("long", "beat")
+		long.cmd.Process.Signal(syscall.SIGUSR1)
+		long.ends(7)
+		wantSaid(t, long, saidPrimary)
+		w.runCommand(dsn, "none", nil, []string{"--hold-at-least", "1h"}, "/no/such").ends(127)
+	})
+
+	// A signal ends the hold at once, or what comes before it. The lease is not released; nor
+	// is it free for ever to those who do not wait.
+	t.Run("hold interrupted", func(t *testing.T) {
+		const ttl = time.Second
+		for _, again := range [][]string{nil, {"--again"}} {
+			w, dsn := newWorkers(t), pgtest.DSN(t)
+			flags := append([]string{"--ttl", ttl.String(), "--hold-at-least", "1h"}, again...)
+			first := w.runCommand(dsn, "first", nil, flags, "sh", "-c", "exit 9")
+			first.until(saidKept)
+			first.cmd.Process.Signal(syscall.SIGTERM)
+			first.ends(9)
+			db, err := sql.Open("postgres", dsn)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer db.Close()
+			for expired, deadline := false, time.Now().Add(patience); !expired; {
+				if err := db.QueryRow("SELECT expires_at < now() FROM baldur_lease WHERE lease_id IS NOT NULL").Scan(&expired); err != nil || time.Now().After(deadline) {
+					t.Fatal("it does not run out: ", err)
+				}
+			}
+			second := w.run(dsn, "second", nil, slices.Concat([]string{"--wait", "0"}, flags)...)
+			if begin := w.until("second", "begin"); !strings.Contains(second.errors(), saidPrimary) {
+				t.Error(begin, second.errors())
+			}
+			second.cmd.Process.Signal(syscall.SIGTERM)
+			second.ends(0)
+			left := time.Now()
+			w.runCommand(dsn, "third", nil, []string{"--ttl", ttl.String()}, "true").ends(0)
+			if d := time.Since(left); d < ttl/2 {
+				t.Errorf("free after %v", d)
+			}
+		}
+	})
+
+	// The lease is lost in the hold: the command has run.
+	t.Run("hold lost", func(t *testing.T) {
+		w := newWorkers(t)
+		dsn, proxy := pgtest.Proxy(t)
+		p := w.runCommand(dsn, "only", nil, []string{"--ttl", "1s", "--again", "--hold-at-least", "1h"}, "sh", "-c", "exit 9")
+		p.until(saidKept)
+		proxy.Freeze(faultproxy.Both)
+		p.ends(9)
+		if said := p.errors(); strings.Count(said, saidPrimary) != 1 || !strings.Contains(said, saidLost) {
+			t.Error(said)
+		}
 	})
 
 	t.Run("status", func(t *testing.T) {

@@ -26,63 +26,45 @@ func startJob(ctx context.Context, db *sql.DB) (wait func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	q.StartAutoRenew()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		defer q.Close()
-		for ctx.Err() == nil {
-			primary, err := q.AwaitPrimary(ctx)
-			if err != nil {
-				return // ctx has ended
-			}
-			everySecond(primary, func() {
-				if err := closeDay(primary, db, q); err != nil {
-					slog.Error("job", "err", err)
+		// Again and again, whenever this server is primary: its error is that of ctx.
+		_ = q.Run(ctx, func(primary context.Context) error {
+			tick := time.NewTicker(time.Second)
+			defer tick.Stop()
+			for {
+				select {
+				case <-primary.Done():
+					return nil
+				case <-tick.C:
+					if err := closeDay(primary, q); err != nil {
+						slog.Error("job", "err", err)
+					}
 				}
-			})
-		}
+			}
+		})
 	}()
 	return func() { <-done }, nil
 }
 
-// everySecond calls f until ctx ends: here, when this server is primary no more.
-func everySecond(ctx context.Context, f func()) {
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-			f()
-		}
-	}
-}
-
 // closeDay is what must not be done by two: the lease says who is to do it, and
-// RequirePrimary makes that hold until the commit, however long this process was
-// paused in between.
-func closeDay(ctx context.Context, db *sql.DB, q *baldur.PGQuorum) error {
-	tx, err := db.BeginTx(ctx, nil)
-	if err != nil {
-		return err
-	}
-	defer tx.Rollback()
-	epoch, err := q.RequirePrimary(ctx, tx)
-	if errors.Is(err, baldur.ErrNotPrimary) || errors.Is(err, baldur.ErrFenced) {
-		return nil // somebody else does it
-	}
-	if err != nil {
-		return err
-	}
+// InTx makes that hold until the commit, however long this process was paused in
+// between.
+func closeDay(ctx context.Context, q *baldur.PGQuorum) error {
 	var n int
-	if err := tx.QueryRowContext(ctx, "UPDATE httpserver_days SET closed = closed + 1 RETURNING closed").Scan(&n); err != nil {
+	var by int64
+	err := q.InTx(ctx, nil, func(tx *sql.Tx, epoch int64) error {
+		by = epoch
+		return tx.QueryRowContext(ctx, "UPDATE httpserver_days SET closed = closed + 1 RETURNING closed").Scan(&n)
+	})
+	switch {
+	case errors.Is(err, baldur.ErrNotPrimary), errors.Is(err, baldur.ErrFenced):
+		return nil // somebody else does it
+	case err != nil: // with ErrCommitUnknown it may be done; here the next second counts on
 		return err
 	}
-	if err := tx.Commit(); err != nil {
-		return err
-	}
-	slog.Info("job done", "times", n, "epoch", epoch)
+	slog.Info("job done", "times", n, "epoch", by)
 	return nil
 }

@@ -31,7 +31,7 @@ func (p problems) report(t testing.TB) {
 // check applies all checkers. Where a failover has lost commits, what the
 // clients were told may not be there, and that it is is left out.
 func (h *history) check(lossless bool) problems {
-	p := slices.Concat(h.found, h.checkOverlap(), h.checkEpochs(), h.checkGrants(), h.checkCommits())
+	p := slices.Concat(h.found, h.checkOverlap(), h.checkEpochs(), h.checkGrants(), h.checkCommits(), h.checkTurns())
 	if lossless {
 		p = slices.Concat(p, h.checkConfirmed(), h.checkRegister())
 	}
@@ -124,6 +124,26 @@ func (h *history) checkCommits() (found problems) {
 			found.add("write %d of %s, of epoch %s, was committed after epoch %s was granted", c.n, c.client, epochText(c.epoch), epochText(current))
 		case c.epoch > current:
 			found.add("write %d of %s is of epoch %s, which was not granted", c.n, c.client, epochText(c.epoch))
+		}
+	}
+	return found
+}
+
+// checkTurns: what InTx says is not committed is not there, and a turn of Run's f is in one
+// epoch, so that by checkCommits no two turns overlap in what they commit.
+func (h *history) checkTurns() (found problems) {
+	denied := map[told]string{}
+	for _, e := range h.events {
+		switch e.Kind {
+		case "denied":
+			denied[told{e.client, event{N: e.N}}] = e.Text
+		case "strayed":
+			found.add("write %d of %s is of epoch %s, and its turn has begun in another", e.N, e.client, epochText(e.Epoch))
+		}
+	}
+	for _, c := range h.commits {
+		if err, ok := denied[told{c.client, event{N: c.n}}]; ok && c.kind == "write" {
+			found.add("write %d of %s is there, and InTx had said: %s", c.n, c.client, err)
 		}
 	}
 	return found

@@ -59,6 +59,16 @@ func TestCheckersFail(t *testing.T) {
 		{"write too early", "write 1 of b is of epoch 0:2, which was not granted", func(h *history) {
 			h.commits[2], h.commits[3] = h.commits[3], h.commits[2]
 		}},
+		{"denied write", "write 1 of a is there, and InTx had said: no", func(h *history) {
+			e := *event(h, "a", "write", 1)
+			e.Kind, e.Text = "denied", "no"
+			h.events = append(h.events, e)
+		}},
+		{"two epochs in a turn", "write 2 of a is of epoch 0:2, and its turn has begun in another", func(h *history) {
+			e := *event(h, "a", "write", 1)
+			e.Kind, e.N, e.Epoch = "strayed", 2, 2
+			h.events = append(h.events, e)
+		}},
 		{"lost write", "write 2 of a, of epoch 0:1, was confirmed and is not there", func(h *history) { event(h, "a", "write", 1).N = 2 }},
 		{"renewed after a takeover", "porcupine: the operations", func(h *history) {
 			e := event(h, "a", "renew", 1)

@@ -56,6 +56,7 @@ type clientConfig struct {
 	Migrate      bool          // make the lease table, and end
 	Manual       bool          // call TryAcquirePrimary and RenewLease rather than StartAutoRenew
 	Deaf         bool          // no LISTEN
+	Runs         bool          // Run and InTx, rather than StartAutoRenew and transactions of its own
 	Writes       bool          // guarded transactions all the time
 	Sample       time.Duration // pause between two samples of IsPrimary; 0: none, as fast as it can
 	Procs        int           // GOMAXPROCS; 0: the default
@@ -79,6 +80,8 @@ type clientConfig struct {
 //	release  call … return                              Epoch, LeaseID, Unknown: the result
 //	verify   call … return of IsPrimaryVerified, true   Epoch, LeaseID
 //	write    -                                          Epoch, N: a guarded transaction has committed
+//	denied   -                                          N, Text: InTx's error, by which it has not committed
+//	strayed  -                                          Epoch, N: a transaction of another epoch than the others of its turn of Run's f
 //	opened   -                                          Epoch: txbegin is done
 //	closed   -                                          Text: error of txend's commit
 //	dirtied  -                                          N: how many pooled connections
@@ -115,6 +118,7 @@ type client struct {
 	begun atomic.Bool
 	end   chan struct{} // closed when it is to end
 	wg    sync.WaitGroup
+	n     int64 // guarded transactions
 
 	mu  sync.Mutex // guards the field below
 	out *bufio.Writer
@@ -184,13 +188,21 @@ func (c *client) openPool() (*sql.DB, error) {
 
 func (c *client) start() {
 	c.wg.Go(c.sample)
+	switch {
+	case c.cfg.Manual:
+		c.wg.Go(c.drive)
+	case c.cfg.Runs:
+		c.wg.Go(func() {
+			if err := c.q.Run(context.Background(), c.turn); !errors.Is(err, baldur.ErrQuorumClosed) {
+				panic(err)
+			}
+		})
+		return
+	default:
+		c.q.StartAutoRenew()
+	}
 	if c.cfg.Writes {
 		c.wg.Go(c.write)
-	}
-	if c.cfg.Manual {
-		c.wg.Go(c.drive)
-	} else {
-		c.q.StartAutoRenew()
 	}
 }
 
@@ -349,6 +361,35 @@ func (c *client) release(f func() error) {
 
 var isolations = []sql.IsolationLevel{sql.LevelReadCommitted, sql.LevelRepeatableRead, sql.LevelSerializable}
 
+// turn is Run's f: it writes by InTx until it is told to stop.
+func (c *client) turn(ctx context.Context) error {
+	var of int64
+	for ctx.Err() == nil && !c.ended() {
+		c.n++
+		var epoch int64
+		err := c.q.InTx(ctx, &sql.TxOptions{Isolation: isolations[c.rand.IntN(len(isolations))]}, func(tx *sql.Tx, e int64) error {
+			epoch = e
+			_, err := tx.ExecContext(ctx, "INSERT INTO public.nemesis_write (client, n, epoch) VALUES ($1, $2, $3)", c.cfg.Name, c.n, epoch)
+			c.dawdle()
+			return err
+		})
+		switch {
+		case err == nil:
+			c.tell(event{Kind: "write", Epoch: epoch, N: c.n})
+		case !errors.Is(err, baldur.ErrCommitUnknown):
+			c.tell(event{Kind: "denied", N: c.n, Text: err.Error()})
+		}
+		if of == 0 {
+			of = epoch
+		}
+		if epoch != 0 && epoch != of {
+			c.tell(event{Kind: "strayed", Epoch: epoch, N: c.n})
+		}
+		c.pause(time.Duration(1+c.rand.IntN(10)) * time.Millisecond)
+	}
+	return context.Cause(ctx)
+}
+
 // write runs guarded transactions, one after the other, while it is primary.
 func (c *client) write() {
 	for n := int64(1); !c.ended(); n++ {
@@ -372,13 +413,18 @@ func (c *client) writeOnce(ctx context.Context, n int64) (epoch int64, err error
 	if epoch, err = c.guardedInsert(ctx, tx, n, c.rand.IntN(2) == 0); err != nil {
 		return 0, err
 	}
+	c.dawdle()
+	return epoch, tx.Commit()
+}
+
+// dawdle is what a transaction takes its time for.
+func (c *client) dawdle() {
 	switch pause := c.rand.IntN(100); {
 	case pause == 0: // as long as the server lets it
 		c.pause(c.cfg.TTL * 3 / 2)
 	case pause < 20:
 		c.pause(time.Duration(c.rand.IntN(10)) * time.Millisecond)
 	}
-	return epoch, tx.Commit()
 }
 
 // guardedInsert inserts a row with the epoch, by RequirePrimary or by FenceCTE.
@@ -408,6 +454,13 @@ func (c *client) obey(input io.Reader) {
 			c.wg.Go(func() { c.release(func() error { return c.q.ReleaseLease(context.Background()) }) })
 		case "fill":
 			c.wg.Go(func() { c.fillPool(d) })
+		case "one":
+			c.wg.Go(func() {
+				c.db.SetMaxOpenConns(1)
+				c.fillPool(d)
+				c.db.SetMaxOpenConns(c.cfg.MaxOpen)
+				c.db.SetMaxIdleConns(c.cfg.MaxOpen)
+			})
 		case "dirty":
 			c.dirty(arg)
 		case "begun":

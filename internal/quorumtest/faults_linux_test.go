@@ -2,6 +2,8 @@ package quorumtest
 
 import (
 	"bytes"
+	"database/sql"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -9,9 +11,11 @@ import (
 	"strings"
 	"sync/atomic"
 	"syscall"
+	"testing"
 	"time"
 
 	"github.com/baldur-go/baldur/internal/faultproxy"
+	"github.com/baldur-go/baldur/internal/pgserver"
 )
 
 // nemesis makes things fail, one after the other. A fault is over, and mended,
@@ -57,6 +61,8 @@ var faults = []fault{
 	{"clock back", func(n *nemesis) { n.setClock(-40*time.Second, false) }},
 	{"clock x2", func(n *nemesis) { n.setClock(0, true) }},
 	{"full pool", (*nemesis).fullPool},
+	{"exhausted pool of 1", (*nemesis).poolOfOne},
+	{notifyFull, (*nemesis).notifyFull},
 	{"cancel synchronous wait", (*nemesis).cancelSync},
 	{"dirty session", (*nemesis).dirtySession},
 	{"table locked", (*nemesis).tableLocked},
@@ -127,7 +133,9 @@ func (n *nemesis) stopHolder() {
 func (n *nemesis) killHolder() {
 	p, _ := n.c.awaitHolder(0)
 	p.kill()
-	n.spawn(p.cfg)
+	cfg := p.cfg
+	cfg.Runs = !cfg.Runs && !cfg.Manual
+	n.spawn(cfg)
 }
 
 // killHolderHalfOpen has the server think that the holder still runs, and keep
@@ -246,6 +254,70 @@ func (n *nemesis) fullPool() {
 	time.Sleep(d / 4)
 	_, _ = n.c.admin.Exec("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1 AND query LIKE '%baldur_lease%'", p.cfg.Name)
 	time.Sleep(d)
+}
+
+// poolOfOne is fullPool with a pool of one connection: the lease is none of the pool's business.
+func (n *nemesis) poolOfOne() {
+	p, _ := n.c.awaitHolder(0)
+	d := n.someTime(2, 4)
+	p.tell("one " + d.String())
+	end := time.Now().Add(d)
+	time.Sleep(d / 4)
+	n.c.terminate(p.cfg.Name)
+	n.primarySince(monotonic(), "a pool of one was exhausted")
+	time.Sleep(time.Until(end))
+}
+
+const notifyFull = "NOTIFY queue full"
+
+// limitNotify has the server's NOTIFY queue be as small as can be, if it can be made small:
+// before PostgreSQL 17 it takes 8 GB.
+func limitNotify(t testing.TB, server *pgserver.Server) bool {
+	t.Helper()
+	var major int
+	if _, err := fmt.Sscanf(server.Version(), "%d", &major); err != nil {
+		t.Fatalf("the server's version is %q", server.Version())
+	}
+	if major < 17 {
+		t.Logf("without the fault %q: PostgreSQL %s has no max_notify_queue_pages", notifyFull, server.Version())
+		return false
+	}
+	db, err := sql.Open("postgres", server.SocketDSN("postgres"))
+	if err == nil {
+		_, err = db.Exec("ALTER SYSTEM SET max_notify_queue_pages = 64")
+		err = errors.Join(err, db.Close(), server.Crash(), server.Restart(t.Context()))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return true
+}
+
+// notifyFull fills the queue, of which somebody reads nothing: whoever notifies is refused, and
+// the lease is handed over all the same.
+func (n *nemesis) notifyFull() {
+	ctx := n.c.t.Context()
+	slow, err := n.c.admin.Conn(ctx)
+	for _, s := range []string{"LISTEN other_app", "BEGIN", "SELECT 1"} { // of its own each, since it listens from its commit on
+		if err == nil {
+			_, err = slow.ExecContext(ctx, s)
+		}
+	}
+	if err != nil {
+		n.c.t.Fatal(err)
+	}
+	n.c.poll("the queue is full", func() bool {
+		_, err := n.c.admin.Exec("SELECT pg_notify('junk', repeat('x', 7900) || g) FROM generate_series(1, 10) g")
+		return err != nil && strings.Contains(err.Error(), "54000")
+	})
+	p, epoch := n.c.awaitHolder(0)
+	p.tell("release")
+	n.c.awaitHolder(epoch)
+	n.primarySince(monotonic(), "the NOTIFY queue was full")
+	if _, err := slow.ExecContext(ctx, "ROLLBACK"); err != nil {
+		n.c.t.Error(err)
+	}
+	_ = slow.Close() // admin keeps none
 }
 
 // cancelSync has commits wait for a standby that does not exist, and cancels

@@ -106,7 +106,7 @@ var mutants = []struct {
 		"if false {",
 	}, {
 		"quorum_link.go",
-		"if pqTxStatus(l.inner) != 'I' {",
+		"if pqTxStatus(Unwrap(dc.(driver.Conn))) != 'I' {",
 		"if false {",
 	}, {
 		"quorum_sql.go",

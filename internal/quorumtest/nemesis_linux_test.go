@@ -77,13 +77,14 @@ func TestNemesis(t *testing.T) {
 	want, within := elections(t)
 	seed := seed(t)
 	server, clock := clockedServer(t, serverSettings...)
+	notifies := limitNotify(t, server)
 	c := newCluster(t, server, "nemesis", self(t))
 	c.giveRoles()
 	n := &nemesis{c: c, rand: rand.New(rand.NewPCG(seed, 0)), ttl: ttl, clock: clock}
 	started := 0
 	base := clientConfig{
 		Region: "one", Role: roleApp, TTL: ttl, Margin: ttl / 10, Attempt: ttl / 5,
-		MaxOpen: 4, Writes: true, Sample: 200 * time.Microsecond,
+		MaxOpen: 4, Runs: true, Writes: true, Sample: 200 * time.Microsecond,
 	}
 	n.spawn = func(cfg clientConfig) *proc {
 		started++
@@ -93,7 +94,7 @@ func TestNemesis(t *testing.T) {
 	n.spawn(base)
 	base.Role = roleBatch
 	n.spawn(base)
-	base.Region, base.Role, base.Manual = "two", roleApp, true
+	base.Region, base.Role, base.Manual, base.Runs = "two", roleApp, true, false
 	n.spawn(base)
 
 	chosen, err := regexp.Compile(os.Getenv(envFaults))
@@ -101,7 +102,7 @@ func TestNemesis(t *testing.T) {
 		t.Fatalf("%s: %v", envFaults, err)
 	}
 	played := slices.DeleteFunc(slices.Clone(faults), func(f fault) bool {
-		return clock == nil && strings.HasPrefix(f.name, "clock") || !chosen.MatchString(f.name)
+		return clock == nil && strings.HasPrefix(f.name, "clock") || !notifies && f.name == notifyFull || !chosen.MatchString(f.name)
 	})
 	if len(played) == 0 {
 		t.Fatalf("%s: no fault matches", envFaults)
@@ -141,6 +142,7 @@ func (n *nemesis) play(f fault, began time.Time) {
 // time.
 var traces = map[string]string{
 	"cancel synchronous wait": "with a warning",
+	notifyFull:                "no notifications of the lease's changes",
 	"lose reply to acquire":   "request=acquire unknown=true",
 	"lose reply to renew":     "request=renew unknown=true",
 	"lose reply to release":   "request=release unknown=true",
