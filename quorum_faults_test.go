@@ -6,6 +6,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"strings"
 	"sync/atomic"
@@ -534,5 +535,75 @@ func TestQuorumPGX(t *testing.T) {
 	}
 	if s := b.Stats(); s.Unanswered != 0 || s.Refused != 0 {
 		t.Errorf("%+v", s)
+	}
+}
+
+// oddHandler is a slog handler that blocks, panics, or calls the quorum back.
+type oddHandler struct {
+	slog.Handler
+	handle func()
+}
+
+func (h oddHandler) Handle(context.Context, slog.Record) error { h.handle(); return nil }
+
+// TestQuorumLoggers: whatever a logger does, the lease is renewed, and Close returns.
+func TestQuorumLoggers(t *testing.T) {
+	release := make(chan struct{})
+	t.Cleanup(func() { close(release) })
+	var q *baldur.PGQuorum
+	for name, handle := range map[string]func(){
+		"blocks":             func() { <-release },
+		"panics":             func() { panic("logger") },
+		"asks":               func() { _, _, _ = q.CurrentPrimary(context.Background()) },
+		"releases":           func() { _ = q.ReleaseLease(context.Background()) },
+		"closes":             func() { _ = q.Close() },
+		"stops, and reports": func() { q.StopAutoRenew(); _ = q.Stats().String() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			db := openPool(t, pgtest.DSN(t))
+			var err error
+			q, err = baldur.NewPGQuorum(db, "a", baldur.WithLeaseTTL(shortTTL),
+				baldur.WithQuorumLogger(slog.New(oddHandler{slog.NewTextHandler(t.Output(), nil), handle})))
+			if err != nil {
+				t.Fatal(err)
+			}
+			mustAcquire(t, q) // which is logged
+			if name == "blocks" || name == "panics" {
+				for range 3 {
+					if ok, err := q.RenewLease(testCtx(t)); !ok || err != nil {
+						t.Error(ok, err)
+					}
+				}
+			}
+			closed := make(chan error, 1)
+			go func() { closed <- q.Close() }()
+			select {
+			case <-closed:
+			case <-testCtx(t).Done():
+				t.Fatal("Close does not return")
+			}
+		})
+	}
+}
+
+// TestTableSwapped: a table that takes the place of the one that is used, with its rows, is not taken
+// for it; and one whose renewals would wait for guarded transactions is refused.
+func TestTableSwapped(t *testing.T) {
+	ctx := testCtx(t)
+	db := openPool(t, pgtest.DSN(t))
+	q := newQuorum(t, db, "a", baldur.WithLeaseTTL(shortTTL))
+	mustAcquire(t, q)
+	mustExec(t, db, `BEGIN; CREATE TABLE other (LIKE baldur_lease INCLUDING ALL); INSERT INTO other SELECT * FROM baldur_lease;
+		ALTER TABLE baldur_lease RENAME TO old; ALTER TABLE other RENAME TO baldur_lease; COMMIT`)
+	if ok, err := q.RenewLease(ctx); err == nil {
+		t.Error("renewed in another table:", ok)
+	}
+	if ok, err := q.RenewLease(ctx); err == nil || !strings.Contains(err.Error(), "the table that was used is now public.old") {
+		t.Error(ok, err)
+	}
+	mustExec(t, db, "DROP TABLE old", "CREATE UNIQUE INDEX odd ON baldur_lease (name, renew_seq)")
+	fresh := newQuorum(t, db, "b", baldur.WithLeaseTTL(shortTTL))
+	if ok, err := fresh.TryAcquirePrimary(ctx); ok || err == nil || !strings.Contains(err.Error(), "unique index odd") {
+		t.Error(ok, err)
 	}
 }

@@ -39,6 +39,7 @@ type quorumConfig struct {
 	idleTimeout  time.Duration
 	notify       bool
 	log          *slog.Logger
+	logs         callQueue // of log
 	clock        func() time.Duration
 	onAcquired   func(QuorumLease)
 	onLost       func(QuorumLease, LossReason)
@@ -143,7 +144,9 @@ func WithoutNotify() QuorumOption {
 	return func(c *quorumConfig) { c.notify = false }
 }
 
-// WithQuorumLogger logs elections, losses and errors. Default: nothing is logged.
+// WithQuorumLogger logs elections, losses and errors. Default: nothing is logged. The handler is
+// called on a goroutine of its own, one record after the other: one that blocks delays the next
+// ones, of which 1000 wait, and nothing else. Close and StopAutoRenew wait up to 1 s for them.
 func WithQuorumLogger(l *slog.Logger) QuorumOption {
 	return func(c *quorumConfig) { c.log = l }
 }
@@ -194,6 +197,8 @@ func newQuorumConfig(region string, opts []QuorumOption) (*quorumConfig, error) 
 	}
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
+	} else {
+		c.log = slog.New(logQueue{c.log.Handler(), &c.logs})
 	}
 	return c, c.check()
 }

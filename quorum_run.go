@@ -147,7 +147,8 @@ func (q *PGQuorum) stopAutoRenew(release bool) {
 		q.line.interrupt()
 		<-last.done
 	}
-	q.calls.drain()
+	q.calls.drain(0)
+	q.cfg.logs.drain(logsWait)
 }
 
 func (q *PGQuorum) isClosedLocked() bool {
@@ -177,7 +178,8 @@ func (q *PGQuorum) Close() error {
 		q.line.interrupt()
 		<-last.done
 	}
-	q.calls.drain()
+	q.calls.drain(0)
+	q.cfg.logs.drain(logsWait)
 	return err
 }
 

@@ -36,12 +36,12 @@ var (
 	coalesce(l.system_id, 0::pg_catalog.int8), coalesce(l.timeline, 0::pg_catalog.int8), {system}, {timeline},
 	pg_catalog.transaction_timestamp() {=} pg_catalog.statement_timestamp()`
 
-	leaseObserve = `SELECT true, true, ` + leaseColumns + ` FROM {table} l WHERE l.name {=} {name}`
+	leaseObserve = `SELECT true, true, ` + leaseColumns + ` FROM {table} l WHERE l.name {=} {name} AND {same}`
 
 	// The row as it has become, or else as it was.
 	leaseReply = `
 SELECT true, g.got, ` + leaseColumns + ` FROM u l CROSS JOIN g UNION ALL
-SELECT false, g.got, ` + leaseColumns + ` FROM {table} l CROSS JOIN g WHERE l.name {=} {name} AND NOT EXISTS (SELECT FROM u)`
+SELECT false, g.got, ` + leaseColumns + ` FROM {table} l CROSS JOIN g WHERE l.name {=} {name} AND {same} AND NOT EXISTS (SELECT FROM u)`
 
 	// Without the index a takeover would not wait for guarded transactions. It was there
 	// when the connection was made; to those who drop unused indexes it looks like one. The
@@ -60,7 +60,7 @@ WITH g AS MATERIALIZED (
 			ELSE (((l.epoch {>>} {shift}) {+} {timeline}) {<<} {shift}) {+} 1::pg_catalog.int8 END),
 		system_id = {system}, timeline = {timeline}, lease_id = {id}, region = {region}, renew_seq = 0::pg_catalog.int8, ttl_ms = {ttl},
 		acquired_at = pg_catalog.clock_timestamp(), renewed_at = pg_catalog.clock_timestamp(), expires_at = {expiry}
-	FROM g WHERE (g.got OR {ignore_lock}) AND l.name {=} {name}
+	FROM g WHERE (g.got OR {ignore_lock}) AND l.name {=} {name} AND {same}
 		AND l.epoch {=} {seen_epoch}::pg_catalog.int8 AND l.renew_seq {=} {seen_seq}::pg_catalog.int8
 		AND {timeline} {=} {seen_timeline}::pg_catalog.int8 AND {system} {=} {seen_system}::pg_catalog.int8
 		AND (l.lease_id IS NULL OR l.lease_id {=} {id} OR l.expires_at {<=} pg_catalog.clock_timestamp() OR {ignore_clock})
@@ -76,6 +76,7 @@ WITH g AS MATERIALIZED (
 WITH g AS MATERIALIZED (SELECT true AS got, {durable}), u AS (
 	UPDATE {table} l SET renew_seq = l.renew_seq {+} 1::pg_catalog.int8, renewed_at = pg_catalog.clock_timestamp(), expires_at = {expiry}
 	FROM g WHERE l.name {=} {name} AND l.lease_id {=} {id} AND l.epoch {=} {epoch}::pg_catalog.int8
+		AND {same}
 	RETURNING l.*
 )` + leaseReply
 
@@ -83,6 +84,7 @@ WITH g AS MATERIALIZED (SELECT true AS got, {durable}), u AS (
 WITH g AS MATERIALIZED (SELECT true AS got, {durable}), u AS (
 	UPDATE {table} l SET renew_seq = l.renew_seq {+} 1::pg_catalog.int8, lease_id = NULL, expires_at = pg_catalog.clock_timestamp()
 	FROM g WHERE l.name {=} {name} AND l.lease_id {=} {id} AND l.epoch {=} {epoch}::pg_catalog.int8
+		AND {same}
 	RETURNING l.*
 )` + leaseReply
 
@@ -125,8 +127,11 @@ func (w pgWitness) fill(statement string, pairs ...string) string {
 	)
 	ttl := strconv.FormatInt(w.cfg.ttl.Milliseconds(), 10)
 	key := leaseLockKey(w.cfg.name)
+	table := w.link.table.Load()
+	// Another table may have its name since it was looked for.
+	statement = strings.ReplaceAll(statement, "{same}", "l.tableoid {=} "+quoted(table.oid)+"::pg_catalog.oid")
 	return sqlFill(strings.NewReplacer(append(pairs,
-		"{table}", w.link.table.Load().name, "{name}", sqlText(w.cfg.name), "{region}", sqlText(w.cfg.region),
+		"{table}", table.name, "{name}", sqlText(w.cfg.name), "{region}", sqlText(w.cfg.region),
 		"{key}", "'"+strconv.FormatInt(key, 10)+"'", "{key_high}", strconv.FormatUint(uint64(key)>>32, 10), "{key_low}", strconv.FormatUint(uint64(key)&0xffffffff, 10),
 		"{ttl}", ttl+"::pg_catalog.int4", "{expiry}", "pg_catalog.clock_timestamp() {+} '"+ttl+" milliseconds'::pg_catalog.interval",
 		"{timeline}", timeline, "{system}", system, "{shift}", strconv.Itoa(timelineShift), "{durable}", sqlDurable)...).Replace(statement))

@@ -229,6 +229,10 @@ SELECT c.oid::pg_catalog.int8, ` + sqlHex(sqlQualified) + `,
 		WHERE t.tgrelid {=} c.oid AND NOT t.tgisinternal AND NOT {triggers}
 	UNION ALL SELECT 'rule '::pg_catalog.text {||} r.rulename::pg_catalog.text FROM pg_catalog.pg_rewrite r WHERE r.ev_class {=} c.oid
 	UNION ALL SELECT 'row level security'::pg_catalog.text WHERE c.relrowsecurity
+	UNION ALL SELECT 'unique index '::pg_catalog.text {||} x.relname::pg_catalog.text {||} ' of another column than name and epoch'::pg_catalog.text
+		FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class x ON x.oid {=} i.indexrelid
+		WHERE i.indrelid {=} c.oid AND i.indisunique AND EXISTS (SELECT FROM pg_catalog.pg_attribute a
+			WHERE a.attrelid {=} c.oid AND a.attnum {=} ANY (i.indkey::pg_catalog.int2[]) AND a.attname {<>} 'name'::pg_catalog.name AND a.attname {<>} 'epoch'::pg_catalog.name)
 	UNION ALL SELECT 'inheritance, with '::pg_catalog.text {||} o.relname::pg_catalog.text FROM pg_catalog.pg_inherits h JOIN pg_catalog.pg_class o
 		ON o.oid {=} CASE WHEN h.inhrelid {=} c.oid THEN h.inhparent ELSE h.inhrelid END WHERE h.inhrelid {=} c.oid OR h.inhparent {=} c.oid
 	UNION ALL SELECT 'foreign key '::pg_catalog.text {||} k.conname::pg_catalog.text FROM pg_catalog.pg_constraint k

@@ -252,7 +252,7 @@ func (q *PGQuorum) loseLocked(reason LossReason) (*term, bool) {
 // logLocked has unlock log: a handler may take its time, or ask for a report.
 func (q *PGQuorum) logLocked(level slog.Level, msg string, args ...any) {
 	q.logs = append(q.logs, func() {
-		q.cfg.log.With("lease", q.cfg.name, "region", q.cfg.region).Log(context.Background(), level, msg, args...)
+		q.cfg.log.Log(context.Background(), level, msg, append([]any{"lease", q.cfg.name, "region", q.cfg.region}, args...)...)
 	})
 }
 
