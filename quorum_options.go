@@ -138,8 +138,8 @@ func WithFenceIdleTimeout(d time.Duration) QuorumOption {
 	return func(c *quorumConfig) { c.idleTimeout = d }
 }
 
-// WithoutNotify has candidates poll only, and not LISTEN for the lease's
-// changes. Behind a pooler, and with other drivers than lib/pq, that is so in any case.
+// WithoutNotify has this process neither LISTEN for the lease's changes, so that it polls, nor
+// NOTIFY others of its own. Behind a pooler, and with other drivers than lib/pq, it polls in any case.
 func WithoutNotify() QuorumOption {
 	return func(c *quorumConfig) { c.notify = false }
 }
