@@ -104,7 +104,7 @@ var dirts = []dirt{
 	set("statement_timeout", "1"),
 	set("idle_in_transaction_session_timeout", "10"),
 	set("idle_session_timeout", "50"),
-	set("transaction_timeout", "1"),
+	set("transaction_timeout", "100"),
 	set("synchronous_commit", "off"),
 	set("synchronous_commit", "local"),
 	set("client_min_messages", "error"),

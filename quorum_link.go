@@ -134,7 +134,7 @@ func (l *link) dial(ctx context.Context, c *ownConnector) (*sql.Conn, error) {
 	first := ctx
 	if deadline, ok := ctx.Deadline(); ok {
 		var cancel context.CancelFunc
-		first, cancel = context.WithTimeout(ctx, time.Until(deadline)/2)
+		first, cancel = context.WithTimeout(ctx, time.Until(deadline)*3/4)
 		defer cancel()
 	}
 	conn, err := c.conn(hook.Own(first), l.own)
