@@ -306,7 +306,7 @@ func (c *connector) beside(ctx context.Context) (driver.Conn, *socket, error) {
 
 var errNoConn = errors.New("baldur: the connector returned neither a connection nor an error")
 
-// untracked connects as the pool does, beside it: see PGAdmin.secondDB.
+// untracked connects as the pool does, beside it: see [beside].
 func (d poolDriver) untracked() driver.Connector { return untracked{d.c} }
 
 type untracked struct{ c *connector }

@@ -23,7 +23,8 @@ import (
 // link is the connection that a quorum keeps: its own, made by the pool's connector beside the
 // pool.
 //
-// One of the pool would save the time to connect, once (5 ms by TCP). But programs leave things
+// One of the pool would save the time to connect, once (some 45 ms on
+// a busy machine, most of it for the look at the table). But programs leave things
 // on pooled connections, by accident too: an open transaction, a role, a search_path, an
 // encoding. Not all of that can be seen, or undone without harm to the program. And a lease that
 // queued for a pool would be lost when the pool is exhausted, or would exhaust a small pool.
