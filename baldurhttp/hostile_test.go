@@ -6,12 +6,11 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 	"unicode/utf8"
-
-	"github.com/google/pprof/profile"
 
 	"github.com/baldur-go/baldur"
 )
@@ -80,27 +79,13 @@ func TestHostile(t *testing.T) {
 			}
 
 			_, body = get(t, url+"profile")
-			p, err := profile.ParseData([]byte(body))
-			if err != nil || len(p.Sample) != 2 {
-				t.Fatalf("profile: %v, %v", err, p)
-			}
-			for _, s := range p.Sample {
-				for key, values := range s.Label {
-					if err := wellFormed(values[0], 250); err != nil || strings.Contains(values[0], "\n") {
-						t.Errorf("profile: %s: %v: %.300q", key, err, values[0])
-					}
-				}
-			}
-			if comment := p.Comments[0]; strings.ContainsAny(comment, "\n\r") || len(comment) > 1000 {
-				t.Errorf("profile: comment %.300q", comment)
-			}
 			file := filepath.Join(t.TempDir(), "baldur.pb.gz")
 			if err := os.WriteFile(file, []byte(body), 0o600); err != nil {
 				t.Fatal(err)
 			}
 			for _, as := range []string{"-raw", "-tags", "-traces"} {
 				out := pprof(t, as, file)
-				if err := wellFormed(out, 20_000); err != nil || strings.Contains(out, "\nLEAK? forged") {
+				if err := wellFormed(out, 20_000); err != nil || strings.Contains(out, "\nLEAK? forged") || slices.ContainsFunc(strings.Split(out, "\n"), func(line string) bool { return len(line) > 2000 }) {
 					t.Errorf("pprof %s: %v\n%s", as, err, out)
 				}
 			}

@@ -4,11 +4,11 @@ import (
 	"bufio"
 	"context"
 	"io"
+	"slices"
 	"time"
 
-	"github.com/google/pprof/profile"
-
 	"github.com/baldur-go/baldur"
+	"github.com/baldur-go/baldur/internal/profile"
 	"github.com/baldur-go/baldur/internal/text"
 )
 
@@ -42,84 +42,49 @@ func writeProfile(_ context.Context, w *bufio.Writer, pools []pool) error {
 }
 
 func newProfile(pools []pool, now time.Time) *profile.Profile {
-	b := builder{
-		p: &profile.Profile{
-			SampleType:        []*profile.ValueType{{Type: "connections", Unit: "count"}, {Type: "held", Unit: "nanoseconds"}},
-			DefaultSampleType: "held",
-			TimeNanos:         now.UnixNano(),
-			// All is known: pprof need not look for a binary.
-			Mapping:  []*profile.Mapping{{ID: 1, HasFunctions: true, HasFilenames: true, HasLineNumbers: true}},
-			Comments: []string{summary(pools)},
-		},
-		functions: map[[2]string]*profile.Function{},
-		locations: map[baldur.Frame]*profile.Location{},
+	p := &profile.Profile{
+		SampleTypes: []profile.ValueType{{Type: "connections", Unit: "count"}, {Type: "held", Unit: "nanoseconds"}},
+		Default:     "held",
+		Time:        now,
+		Comments:    []string{summary(pools)},
 	}
-	for _, p := range pools {
-		of := p.verdicts()
-		for _, c := range p.holders {
-			b.add(p.report.PoolName, of(c), c)
+	for _, pool := range pools {
+		of := pool.verdicts()
+		for _, c := range pool.holders {
+			addHolder(p, pool.report.PoolName, of(c), c)
 		}
 	}
-	return b.p
+	return p
 }
 
-// builder makes a profile; functions and locations are in it once.
-type builder struct {
-	p         *profile.Profile
-	functions map[[2]string]*profile.Function // by name and file
-	locations map[baldur.Frame]*profile.Location
-}
-
-func (b *builder) add(poolName string, v verdict, c baldur.ConnectionInfo) {
-	s := &profile.Sample{
-		Value: []int64{1, int64(c.Held)},
-		Label: map[string][]string{
-			"pool":    {clean(poolName)},
-			"verdict": {string(v)},
-			"state":   {string(c.State)},
-			"kind":    {string(c.Kind)},
-		},
-		NumLabel: map[string][]int64{"goroutine": {c.GoroutineID}, "connection": {c.ConnectionID}, "idle": {int64(c.Idle)}},
-		NumUnit:  map[string][]string{"goroutine": {"id"}, "connection": {"id"}, "idle": {"nanoseconds"}},
-	}
-	for key, value := range map[string]string{
-		"label":    clean(c.Label),
-		"query":    text.OneLine(c.QueryInfo, profileQuery),
-		"trace_id": c.Span.String(),
-	} {
-		if value != "" {
-			s.Label[key] = []string{value}
-		}
+func addHolder(p *profile.Profile, poolName string, v verdict, c baldur.ConnectionInfo) {
+	labels := []profile.Label{
+		{Key: "pool", Str: clean(poolName)},
+		{Key: "verdict", Str: string(v)},
+		{Key: "state", Str: string(c.State)},
+		{Key: "kind", Str: string(c.Kind)},
+		{Key: "label", Str: clean(c.Label)},
+		{Key: "query", Str: text.OneLine(c.QueryInfo, profileQuery)},
+		{Key: "trace_id", Str: c.Span.String()},
 	}
 	if c.Goroutine != baldur.GoroutineUnknown {
-		s.Label["goroutine_state"] = []string{string(c.Goroutine)}
+		labels = append(labels, profile.Label{Key: "goroutine_state", Str: string(c.Goroutine)})
 	}
+	labels = slices.DeleteFunc(labels, func(l profile.Label) bool { return l.Str == "" })
+	labels = append(labels,
+		profile.Label{Key: "goroutine", Num: c.GoroutineID, Unit: "id"},
+		profile.Label{Key: "connection", Num: c.ConnectionID, Unit: "id"},
+		profile.Label{Key: "idle", Num: int64(c.Idle), Unit: "nanoseconds"})
 	if c.BackendPID != 0 {
-		s.NumLabel["backend_pid"], s.NumUnit["backend_pid"] = []int64{int64(c.BackendPID)}, []string{"id"}
+		labels = append(labels, profile.Label{Key: "backend_pid", Num: int64(c.BackendPID), Unit: "id"})
 	}
 	frames := c.StackTrace
 	if len(frames) == 0 {
 		frames = []baldur.Frame{c.CallSite()}
 	}
-	for _, f := range frames {
-		s.Location = append(s.Location, b.location(f))
+	stack := make([]profile.Frame, len(frames))
+	for i, f := range frames {
+		stack[i] = profile.Frame{Function: f.Function, File: f.File, Line: int64(f.Line)}
 	}
-	b.p.Sample = append(b.p.Sample, s)
-}
-
-func (b *builder) location(f baldur.Frame) *profile.Location {
-	if l, ok := b.locations[f]; ok {
-		return l
-	}
-	key := [2]string{f.Function, f.File}
-	fn, ok := b.functions[key]
-	if !ok {
-		fn = &profile.Function{ID: uint64(len(b.p.Function) + 1), Name: f.Function, SystemName: f.Function, Filename: f.File}
-		b.functions[key] = fn
-		b.p.Function = append(b.p.Function, fn)
-	}
-	l := &profile.Location{ID: uint64(len(b.p.Location) + 1), Mapping: b.p.Mapping[0], Line: []profile.Line{{Function: fn, Line: int64(f.Line)}}}
-	b.locations[f] = l
-	b.p.Location = append(b.p.Location, l)
-	return l
+	p.Add(stack, []int64{1, int64(c.Held)}, labels)
 }
