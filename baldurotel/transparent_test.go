@@ -9,8 +9,10 @@ import (
 	"github.com/lib/pq"
 
 	"github.com/baldur-go/baldur"
+	"github.com/baldur-go/baldur/baldurotel"
 	"github.com/baldur-go/baldur/internal/faultproxy"
 	"github.com/baldur-go/baldur/internal/pgtest"
+	"github.com/baldur-go/baldur/internal/transparency"
 )
 
 func freeze(p *faultproxy.Proxy) { p.Freeze(faultproxy.Both) }
@@ -107,4 +109,10 @@ func TestPGAdmin(t *testing.T) {
 	if mode, err := admin.PoolerMode(t.Context()); err != nil || mode != baldur.PoolerSession {
 		t.Errorf("got %v, %v", mode, err)
 	}
+}
+
+// TestTransparent: with otelsql, which has every interface, between, a driver can
+// do what it can without.
+func TestTransparent(t *testing.T) {
+	transparency.Between(t, transparency.Variant{Name: "OpenTelemetry", Option: baldurotel.With()})
 }

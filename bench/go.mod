@@ -5,7 +5,7 @@ go 1.26.0
 require (
 	cirello.io/pglock v1.16.1
 	github.com/XSAM/otelsql v0.44.0
-	github.com/baldur-go/baldur v0.0.0
+	github.com/baldur-go/baldur v0.1.0
 	github.com/lib/pq v1.12.3
 	github.com/ngrok/sqlmw v0.0.0-20220520173518-97c9c04efc79
 	go.nhat.io/otelsql v0.16.0
@@ -27,5 +27,3 @@ require (
 	go.opentelemetry.io/otel/metric v1.47.0 // indirect
 	go.opentelemetry.io/otel/trace v1.47.0 // indirect
 )
-
-replace github.com/baldur-go/baldur => ../

@@ -1,4 +1,4 @@
-package baldur_test
+package transparency
 
 import "reflect"
 

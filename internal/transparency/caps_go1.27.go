@@ -1,6 +1,6 @@
 //go:build go1.27
 
-package baldur_test
+package transparency
 
 import (
 	"database/sql"
