@@ -3,18 +3,16 @@
 package examples
 
 import (
-	"archive/zip"
-	"errors"
-	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/baldur-go/baldur/internal/modproxy"
 	"github.com/baldur-go/baldur/internal/pgtest"
 )
 
@@ -49,9 +47,12 @@ func TestFirstMinutes(t *testing.T) {
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	env := append(os.Environ(),
-		"GOPROXY=file://"+moduleProxy(t)+",file://"+goEnv(t, "GOMODCACHE")+"/cache/download,"+goEnv(t, "GOPROXY"),
-		"GOMODCACHE="+t.TempDir(), "GOFLAGS=-modcacherw -buildvcs=false", "GONOSUMDB=*", "GOWORK=off", "BALDUR_POOL_MONITOR_LEAK_THRESHOLD_SECONDS=")
+	published, err := modproxy.Publish("..", t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	env := slices.Concat(os.Environ(), published.Env, []string{
+		"GOMODCACHE=" + t.TempDir(), "GOFLAGS=-modcacherw -buildvcs=false", "BALDUR_POOL_MONITOR_LEAK_THRESHOLD_SECONDS="})
 	if os.Getenv("BALDUR_COLD") != "" {
 		env = append(env, "GOCACHE="+t.TempDir())
 	}
@@ -114,70 +115,4 @@ func constant(report, dir string) string {
 		report = regexp.MustCompile(pattern).ReplaceAllString(report, with)
 	}
 	return report
-}
-
-// moduleProxy makes a module proxy that has this checkout as v0.1.0, so that
-// go get finds it as it will find what is published.
-func moduleProxy(t *testing.T) string {
-	const module, version = "github.com/baldur-go/baldur", "v0.1.0"
-	dir := t.TempDir()
-	versions := filepath.Join(dir, filepath.FromSlash(module), "@v")
-	if err := os.MkdirAll(versions, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	mod, err := os.ReadFile("../go.mod")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, text := range map[string]string{
-		"list":            version + "\n",
-		version + ".info": fmt.Sprintf(`{"Version":%q,"Time":"2026-01-01T00:00:00Z"}`, version),
-		version + ".mod":  string(mod),
-	} {
-		if err := os.WriteFile(filepath.Join(versions, name), []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	f, err := os.Create(filepath.Join(versions, version+".zip"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	w := zip.NewWriter(f)
-	root := os.DirFS("..")
-	err = fs.WalkDir(root, ".", func(path string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		if d.IsDir() {
-			_, err := fs.Stat(root, path+"/go.mod")
-			if path != "." && (strings.HasPrefix(d.Name(), ".") || err == nil) { // hidden, or a module of its own
-				return fs.SkipDir
-			}
-			return nil
-		}
-		if !d.Type().IsRegular() || filepath.Ext(path) == ".test" {
-			return nil
-		}
-		text, err := fs.ReadFile(root, path)
-		if err != nil {
-			return err
-		}
-		entry, err := w.Create(module + "@" + version + "/" + path)
-		if err == nil {
-			_, err = entry.Write(text)
-		}
-		return err
-	})
-	if err := errors.Join(err, w.Close(), f.Close()); err != nil {
-		t.Fatal(err)
-	}
-	return dir
-}
-
-func goEnv(t *testing.T, name string) string {
-	out, err := exec.Command("go", "env", name).Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return strings.TrimSpace(string(out))
 }
