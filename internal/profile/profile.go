@@ -233,7 +233,7 @@ func (m *message) varint(v uint64) { *m = binary.AppendUvarint(*m, v) }
 // uint adds a field that is a number; 0 is the default and left out.
 func (m *message) uint(field int, v uint64) {
 	if v != 0 {
-		m.varint(uint64(field)<<3 | 0)
+		m.varint(uint64(field) << 3)
 		m.varint(v)
 	}
 }
