@@ -12,8 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/lib/pq"
 
 	"github.com/baldur-go/baldur"
@@ -299,28 +297,6 @@ func TestChaos(t *testing.T) {
 		}
 	})
 	nothingRuns(t, "github.com/lib/pq.", "baldur.(*clock)", "baldur.untilCut", "baldur.Label")
-}
-
-// TestChaosPgx: the same on pgx, where its own bound is known: with a ctx. The
-// slot is back when pgx has closed the connection, which takes it up to 15 s.
-func TestChaosPgx(t *testing.T) {
-	dsn := pgtest.DSN(t)
-	var all sync.WaitGroup
-	defer all.Wait()
-	for _, entry := range entryPoints {
-		if entry.closing || strings.HasPrefix(entry.name, "COPY") || strings.Contains(entry.name, "expired") || strings.Contains(entry.name, "after Stmt.Close") {
-			continue
-		}
-		for _, fault := range networkFaults {
-			s := strike{make: entry.make, happens: fault.strike, ends: true, bound: 16 * time.Second}
-			all.Go(func() {
-				proxied, proxy := proxyOf(t, dsn)
-				s.proxy = proxy
-				s.db = baldur.OpenDB(stdlib.GetConnector(*must(pgx.ParseConfig(proxied))), baldur.WithLeakThreshold(time.Second))
-				s.run(t, entry.name+", "+fault.name)
-			})
-		}
-	}
 }
 
 // proxyOf is dsn through a proxy of the test's own.

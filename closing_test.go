@@ -10,8 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/lib/pq"
 
 	"github.com/baldur-go/baldur"
@@ -289,42 +287,6 @@ func TestUnwrapped(t *testing.T) {
 			t.Error(err, called)
 		}
 	})
-}
-
-// TestCopyRoundTheWrapper is the like on the real drivers.
-func TestCopyRoundTheWrapper(t *testing.T) {
-	const threshold = 100 * time.Millisecond
-	cfg := must(pgx.ParseConfig(pgtest.DSN(t)))
-	db := baldur.OpenDB(stdlib.GetConnector(*cfg), baldur.WithLeakThreshold(threshold))
-	defer db.Close()
-	tr := baldur.TrackerOf(db)
-	c := must(db.Conn(ctx))
-	defer c.Close()
-	must(c.ExecContext(ctx, "CREATE TEMP TABLE t (a int)"))
-	looked := 0
-	source := pgx.CopyFromFunc(func() ([]any, error) {
-		await(t, "the last use is old enough", func() bool {
-			h := tr.Holders()
-			return len(h) == 1 && max(h[0].Idle, h[0].InCall) > 3*threshold
-		})
-		if n := tr.Report().LeakCount(); n != 0 {
-			t.Errorf("suspected: %s", tr.Report())
-		}
-		if looked++; looked > 2 {
-			return nil, nil
-		}
-		return []any{looked}, nil
-	})
-	own := func(dc driver.Conn) error {
-		return second(dc.(*stdlib.Conn).Conn().CopyFrom(ctx, pgx.Identifier{"t"}, []string{"a"}, source))
-	}
-	if err := c.Raw(func(dc any) error { return own(baldur.Unwrap(dc.(driver.Conn))) }); err != nil {
-		t.Error(err)
-	}
-	looked = 0
-	if err := baldur.Raw(c, own); err != nil {
-		t.Error(err)
-	}
 }
 
 // TestLabelWaitsForNobody: neither inside of Raw, nor while a call is in flight.

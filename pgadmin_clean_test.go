@@ -3,7 +3,6 @@ package baldur_test
 import (
 	"context"
 	"database/sql"
-	"database/sql/driver"
 	"errors"
 	"fmt"
 	"maps"
@@ -14,8 +13,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/lib/pq"
 
 	"github.com/baldur-go/baldur"
@@ -288,32 +285,10 @@ func soil(t *testing.T, db *sql.DB, size int, query string) {
 	}
 }
 
-// opaque hides what a driver's connection is.
-type opaque struct{ driver.Connector }
-
-type opaqueConn struct {
-	driver.Conn
-	driver.QueryerContext
-	driver.ExecerContext
-	driver.ConnBeginTx
-	driver.Validator
-}
-
-func (o opaque) Connect(ctx context.Context) (driver.Conn, error) {
-	c, err := o.Connector.Connect(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return opaqueConn{c, c.(driver.QueryerContext), c.(driver.ExecerContext), c.(driver.ConnBeginTx), c.(driver.Validator)}, nil
-}
-
-// drivers are ways to a server, each of which learns of a transaction in its own way.
+// drivers are ways to a server, each of which learns of a transaction in its own way; in the module compat it is pgx.
 var drivers = map[string]func(dsn string) *sql.DB{
-	"baldur-pq": func(dsn string) *sql.DB { return must(sql.Open(baldur.DriverName, dsn)) },
-	"pq":        func(dsn string) *sql.DB { return must(sql.Open("postgres", dsn)) },
-	"pgx": func(dsn string) *sql.DB {
-		return baldur.OpenDB(stdlib.GetConnector(*must(pgx.ParseConfig(dsn))))
-	},
+	"baldur-pq":                   func(dsn string) *sql.DB { return must(sql.Open(baldur.DriverName, dsn)) },
+	"pq":                          func(dsn string) *sql.DB { return must(sql.Open("postgres", dsn)) },
 	"a driver that does not tell": func(dsn string) *sql.DB { return sql.OpenDB(opaque{must(pq.NewConnector(dsn))}) },
 }
 

@@ -18,8 +18,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/lib/pq"
 	"pgregory.net/rapid"
 
@@ -176,13 +174,13 @@ const (
 	byOptions              // in the DSN's options
 	byHook                 // a connector in baldur's
 	byWrap                 // a connector under baldur's
-	byPgx                  // the same, on pgx
+	byOther                // the same, on another driver
 )
 
-var ways = []way{bySession, byRole, byDatabase, byParameter, byOptions, byHook, byWrap, byPgx}
+var ways = []way{bySession, byRole, byDatabase, byParameter, byOptions, byHook, byWrap, byOther}
 
 func (w way) String() string {
-	return [...]string{"session", "role", "database", "parameter", "options", "hook", "wrap", "pgx"}[w]
+	return [...]string{"session", "role", "database", "parameter", "options", "hook", "wrap", "other"}[w]
 }
 
 // fits tells whether a dirt can come by the way.
@@ -573,12 +571,8 @@ func (w *dirtyWorld) join(side int) error {
 	})
 	var db *sql.DB
 	switch {
-	case statements[byPgx] != nil:
-		cfg, err := pgx.ParseConfig(dsn)
-		if err != nil {
-			return err
-		}
-		db = baldur.OpenDB(dirtyConnector{stdlib.GetConnector(*cfg), append(statements[byPgx], statements[byWrap]...)}, hooks)
+	case statements[byOther] != nil:
+		db = baldur.OpenDB(dirtyConnector{otherDriver(dsn), append(statements[byOther], statements[byWrap]...)}, hooks)
 	case statements[byWrap] != nil:
 		inner, err := pq.NewConnector(dsn)
 		if err != nil {

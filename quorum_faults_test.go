@@ -13,8 +13,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/stdlib"
 	"go.uber.org/goleak"
 
 	"github.com/baldur-go/baldur"
@@ -508,15 +506,12 @@ func TestQuorumRenewal(t *testing.T) {
 	}
 }
 
-// TestQuorumPGX: with another driver below, which dials by itself, it polls.
-func TestQuorumPGX(t *testing.T) {
+// TestQuorumOtherDriver: with another driver below, which dials by itself, it polls.
+func TestQuorumOtherDriver(t *testing.T) {
 	ctx := testCtx(t)
-	config, err := pgx.ParseConfig(pgtest.DSN(t))
-	if err != nil {
-		t.Fatal("the DSN is not valid")
-	}
+	dsn := pgtest.DSN(t)
 	pool := func() *sql.DB {
-		db := baldur.OpenDB(stdlib.GetConnector(*config))
+		db := baldur.OpenDB(otherDriver(dsn))
 		t.Cleanup(func() { _ = db.Close() })
 		return db
 	}

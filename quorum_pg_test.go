@@ -9,9 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/stdlib"
-
 	"github.com/baldur-go/baldur"
 	"github.com/baldur-go/baldur/internal/pgtest"
 )
@@ -279,7 +276,7 @@ func mustExecTx(t testing.TB, tx *sql.Tx, statement string) {
 // and their own tables, whatever stands in the search_path, before it or after.
 func TestQuorumNames(t *testing.T) {
 	for _, path := range []string{"trap, pg_catalog", "pg_catalog, trap", `"$user", public, trap`} {
-		for _, driver := range []string{"baldur-pq", "pgx"} {
+		for _, driver := range []string{"baldur-pq", "other"} {
 			t.Run(path+" "+driver, func(t *testing.T) {
 				ctx := testCtx(t)
 				dsn, _ := pgtest.Trap(t, path)
@@ -288,11 +285,7 @@ func TestQuorumNames(t *testing.T) {
 					if driver == "baldur-pq" {
 						return openPool(t, dsn)
 					}
-					config, err := pgx.ParseConfig(dsn)
-					if err != nil {
-						t.Fatal(err)
-					}
-					db := baldur.OpenDB(stdlib.GetConnector(*config))
+					db := baldur.OpenDB(otherDriver(dsn))
 					t.Cleanup(func() { _ = db.Close() })
 					return db
 				}

@@ -14,8 +14,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/lib/pq"
 	"go.uber.org/goleak"
 
@@ -445,11 +443,7 @@ func TestConnectors(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			dsn := pgtest.DSN(t)
 			before := goleak.IgnoreCurrent()
-			config, err := pgx.ParseConfig(dsn)
-			if err != nil {
-				t.Fatal("the DSN is not valid")
-			}
-			inner := stdlib.GetConnector(*config)
+			inner := otherDriver(dsn)
 			var bad atomic.Bool
 			late := make(chan struct{})
 			db := baldur.OpenDB(connectorFunc{inner, func(ctx context.Context) (driver.Conn, error) {

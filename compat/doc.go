@@ -4,5 +4,4 @@
 // libraries among its requirements. docs/compatibility.md has what each needs.
 package compat
 
-//go:generate go run entgo.io/ent/cmd/ent@v0.14.5 generate ./internal/ent/schema
 //go:generate go run github.com/sqlc-dev/sqlc/cmd/sqlc@v1.31.1 generate -f internal/sqlcdb/sqlc.yaml

@@ -39,7 +39,7 @@ func requirements(t *testing.T) map[string]string {
 // other, and opens each as a test does.
 func TestDocs(t *testing.T) {
 	var tests strings.Builder
-	for _, name := range must(filepath.Glob("*_test.go")) {
+	for _, name := range append(must(filepath.Glob("*_test.go")), must(filepath.Glob("testdata/*/*_test.go"))...) {
 		if name != "docs_test.go" {
 			tests.Write(must(os.ReadFile(name)))
 		}

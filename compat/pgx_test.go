@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"database/sql/driver"
 	"errors"
+	"fmt"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -38,6 +39,8 @@ func TestPgx(t *testing.T) {
 	// An argument that is pgx's own option.
 	row := db.QueryRowContext(ctx, "SELECT * FROM items WHERE name = $1", pgx.QueryExecModeSimpleProtocol, "nail")
 	check(t, row.Scan(&nail.ID, &nail.Name, &nail.Quantity))
+	// And one of a type that only pgx takes.
+	check(t, db.QueryRowContext(ctx, "SELECT name FROM items WHERE id = ANY($1)", []int64{nail.ID, 0}).Scan(&nail.Name))
 
 	_, err := db.ExecContext(ctx, insert, "nail")
 	wantPgxConflict(t, err)
@@ -46,6 +49,9 @@ func TestPgx(t *testing.T) {
 	tx, err := db.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelSerializable})
 	check(t, err)
 	wantHolder(t, db, line)
+	if kind := baldur.TrackerOf(db).Holders()[0].Kind; kind != baldur.KindTx {
+		t.Errorf("a transaction is a %s", kind)
+	}
 	must(tx.ExecContext(ctx, insert, "axe"))
 	check(t, tx.Rollback())
 	wantNames(t, db, "nail")
@@ -67,6 +73,43 @@ func TestPgx(t *testing.T) {
 		_, err := db.ExecContext(ctx, "SELECT pg_sleep(60)")
 		return err
 	})
+}
+
+// TestPgxCopy: who is in a long COPY by pgx's own connection is not accused.
+func TestPgxCopy(t *testing.T) {
+	const threshold = leakThreshold / 10
+	config, err := pgx.ParseConfig(pgtest.DSN(t))
+	check(t, err)
+	db := baldur.OpenDB(stdlib.GetConnector(*config), baldur.WithLeakThreshold(threshold))
+	defer db.Close()
+	tracker := baldur.TrackerOf(db)
+	ctx := context.Background()
+	conn, err := db.Conn(ctx)
+	check(t, err)
+	defer conn.Close()
+	must(conn.ExecContext(ctx, createItems))
+	looked := 0
+	source := pgx.CopyFromFunc(func() ([]any, error) {
+		eventually(t, "the last use is old enough", func() bool {
+			h := tracker.Holders()
+			return len(h) == 1 && max(h[0].Idle, h[0].InCall) > 3*threshold
+		})
+		if r := tracker.Report(); r.LeakCount() != 0 {
+			t.Errorf("accused: %v", r)
+		}
+		if looked++; looked > 2 {
+			return nil, nil
+		}
+		return []any{fmt.Sprint("saw ", looked)}, nil
+	})
+	copyIn := func(own driver.Conn) error {
+		_, err := own.(*stdlib.Conn).Conn().CopyFrom(ctx, pgx.Identifier{"items"}, []string{"name"}, source)
+		return err
+	}
+	check(t, conn.Raw(func(dc any) error { return copyIn(baldur.Unwrap(dc.(driver.Conn))) }))
+	must(conn.ExecContext(ctx, "DELETE FROM items"))
+	looked = 0
+	check(t, baldur.Raw(conn, copyIn))
 }
 
 func TestPgxSqlx(t *testing.T) {
