@@ -50,10 +50,7 @@ func findBinaries(ctx context.Context, dir string, owner *account, progress func
 	if dir := installedBinaries(); dir != "" {
 		return checkBinaries(ctx, dir, owner, dir)
 	}
-	cache, err := cacheDir()
-	if err == nil {
-		dir, err = downloadBinaries(ctx, cache, downloadFrom, progress)
-	}
+	dir, err := Download(ctx, progress)
 	if err != nil {
 		return binaries{}, fmt.Errorf("%w (a download was tried: %w)", ErrNoPostgres, err)
 	}

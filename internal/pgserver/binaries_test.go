@@ -3,16 +3,10 @@
 package pgserver
 
 import (
-	"archive/zip"
-	"context"
-	"encoding/base64"
 	"errors"
-	"net/http"
-	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 )
 
@@ -90,88 +84,4 @@ func TestVersionInPath(t *testing.T) {
 			t.Errorf("%s has version %d, %s has %d", pair[0], old, pair[1], new)
 		}
 	}
-}
-
-// archive is a .txz of scripts named as PostgreSQL's programs, of which
-// initdb and postgres know --version and nothing else.
-const archive = "" +
-	"/Td6WFoAAAFpIt42AgAhARwAAAAQz1jM4Cf/AMldADEaShsO1TDyWxuE7yh9tnRTrysNXAd2cu/lxabLVkmF7kX84vFXu7denT96" +
-	"YdMhFVw70m90ZJ3bUp4ZqU+aG6JHgL9maXuRzsihjG4tCUSexH4EMD1yChhAwUIKs32bQwjE74QUhNXigkGtbwT+Ym7h5GHw+n5f" +
-	"wX8qUueBqt95U+RqwKkPBaHWFzPSKv+EIsQdig47+ifMpn32FgE7LPREAUCMcx23m72/KNoGW8ouxubvSiY8pW7zXPqhBd7cEPbe" +
-	"sNgOFAk2AAAAAAA8vteSAAHhAYBQAADBrciiPjANiwIAAAAAAVla"
-
-func TestDownload(t *testing.T) {
-	requests := 0
-	repository := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		requests++
-		if strings.HasSuffix(r.URL.Path, ".sha256") {
-			http.NotFound(w, r)
-			return
-		}
-		txz, err := base64.StdEncoding.DecodeString(archive)
-		if err != nil {
-			t.Error(err)
-		}
-		jar := zip.NewWriter(w)
-		file, err := jar.Create("postgres.txz")
-		if err != nil {
-			t.Error(err)
-		}
-		file.Write(txz)
-		jar.Close()
-	}))
-	defer repository.Close()
-	cache := filepath.Join(scratch(t), "cache")
-
-	for _, want := range []int{3, 3} { // reachable? archive, checksum, and then no more
-		dir, err := downloadBinaries(t.Context(), cache, repository.URL, func(string) {})
-		if err != nil {
-			t.Fatal(err)
-		}
-		owner, err := serverUser()
-		if err != nil {
-			t.Skip(err)
-		}
-		bin, err := checkBinaries(t.Context(), dir, owner, dir)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if bin.version != "18.99" {
-			t.Errorf("downloaded version %s, want 18.99", bin.version)
-		}
-		if requests != want {
-			t.Errorf("%d requests, want %d", requests, want)
-		}
-	}
-	if entries, _ := os.ReadDir(cache); len(entries) != 1 {
-		t.Errorf("the cache holds %v, want the binaries only", entries)
-	}
-}
-
-func TestDownloadFails(t *testing.T) {
-	ctx, cancel := context.WithCancel(t.Context())
-	block := make(chan struct{})
-	repository := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if strings.HasPrefix(r.URL.Path, "/silent/io/") {
-			cancel()
-			<-block
-		}
-		http.NotFound(w, r)
-	}))
-	defer repository.Close()
-	cache := filepath.Join(scratch(t), "cache")
-
-	if dir, err := downloadBinaries(t.Context(), cache, repository.URL, func(string) {}); err == nil {
-		t.Errorf("nothing was there to download, got %s", dir)
-	}
-	const nobody = "http://127.0.0.1:1" // as on a closed network
-	if dir, err := downloadBinaries(t.Context(), cache, nobody, func(string) {}); !errors.Is(err, syscall.ECONNREFUSED) {
-		t.Errorf("nobody was there to ask: %s, %v", dir, err)
-	}
-	dir, err := downloadBinaries(ctx, cache, repository.URL+"/silent", func(string) {})
-	if !errors.Is(err, context.Canceled) {
-		t.Errorf("cancelled download: %s, %v", dir, err)
-	}
-	close(block)
-	eventually(t, "the cache is empty", func() bool { return empty(t, cache) })
 }

@@ -26,25 +26,16 @@ func newHome(owner *account) (*home, error) {
 	if err != nil {
 		return nil, err
 	}
-	removeStale(parent)
-	for {
-		dir, err := os.MkdirTemp(parent, homePrefix)
-		if err != nil {
-			return nil, err
-		}
-		lock, err := lockDir(dir)
-		if err != nil {
-			if errors.Is(err, errLocked) || errors.Is(err, os.ErrNotExist) {
-				continue // between the two calls another program took it for stale
-			}
-			return nil, errors.Join(err, os.Remove(dir))
-		}
-		h := &home{dir: dir, lock: lock, owner: owner}
-		if err := h.furnish(); err != nil {
-			return nil, errors.Join(err, h.remove())
-		}
-		return h, nil
+	removeStale(parent, homePrefix)
+	dir, lock, err := makeLockedDir(parent, homePrefix)
+	if err != nil {
+		return nil, err
 	}
+	h := &home{dir: dir, lock: lock, owner: owner}
+	if err := h.furnish(); err != nil {
+		return nil, errors.Join(err, h.remove())
+	}
+	return h, nil
 }
 
 func (h *home) dataDir() string   { return filepath.Join(h.dir, "data") }
@@ -127,9 +118,26 @@ func parentDir(owner *account) (string, error) {
 	return "", errors.Join(errs...)
 }
 
+// makeLockedDir makes a directory that removeStale keeps as long as it is locked.
+func makeLockedDir(parent, prefix string) (string, *os.File, error) {
+	for {
+		dir, err := os.MkdirTemp(parent, prefix)
+		if err != nil {
+			return "", nil, err
+		}
+		lock, err := lockDir(dir)
+		if err == nil {
+			return dir, lock, nil
+		}
+		if !errors.Is(err, errLocked) && !errors.Is(err, os.ErrNotExist) {
+			return "", nil, errors.Join(err, os.Remove(dir))
+		} // between the two calls another program took it for stale
+	}
+}
+
 // removeStale removes directories that no living process has locked.
-func removeStale(parent string) {
-	dirs, _ := filepath.Glob(filepath.Join(parent, homePrefix+"*"))
+func removeStale(parent, prefix string) {
+	dirs, _ := filepath.Glob(filepath.Join(parent, prefix+"*"))
 	for _, dir := range dirs {
 		if lock, err := lockDir(dir); err == nil {
 			os.RemoveAll(dir)

@@ -48,7 +48,7 @@ func TestRemoveStale(t *testing.T) {
 		kept = append(kept, foreign)
 	}
 
-	removeStale(dir)
+	removeStale(dir, homePrefix)
 	if _, err := os.Lstat(stale); !os.IsNotExist(err) {
 		t.Errorf("%s is not removed: %v", stale, err)
 	}
