@@ -11,8 +11,6 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"github.com/google/pprof/profile"
-
 	"github.com/baldur-go/baldur"
 )
 
@@ -80,23 +78,24 @@ func TestHostile(t *testing.T) {
 			}
 
 			_, body = get(t, url+"profile")
-			p, err := profile.ParseData([]byte(body))
-			if err != nil || len(p.Sample) != 2 {
-				t.Fatalf("profile: %v, %v", err, p)
-			}
-			for _, s := range p.Sample {
-				for key, values := range s.Label {
-					if err := wellFormed(values[0], 250); err != nil || strings.Contains(values[0], "\n") {
-						t.Errorf("profile: %s: %v: %.300q", key, err, values[0])
-					}
-				}
-			}
-			if comment := p.Comments[0]; strings.ContainsAny(comment, "\n\r") || len(comment) > 1000 {
-				t.Errorf("profile: comment %.300q", comment)
-			}
 			file := filepath.Join(t.TempDir(), "baldur.pb.gz")
 			if err := os.WriteFile(file, []byte(body), 0o600); err != nil {
 				t.Fatal(err)
+			}
+			raw := regexp.MustCompile(`(?s)\AComment: (.*)\nPeriodType: .*\nSamples:\n.*?\n(.*)\nLocations\n`).FindStringSubmatch(pprof(t, "-raw", file))
+			if raw == nil || strings.Contains(raw[1], "\n") || len(raw[1]) > 1000 {
+				t.Fatalf("profile: comment %.300q", raw)
+			}
+			lines := strings.Split(raw[2], "\n") // of each sample its values, texts and numbers
+			if len(lines) != 2*3 {
+				t.Fatalf("profile: %d lines of samples:\n%.3000s", len(lines), raw[2])
+			}
+			for i := 1; i < len(lines); i += 3 {
+				for _, label := range regexp.MustCompile(`\] (?:kind|label|pool|query|state|verdict):\[`).Split(lines[i], -1) {
+					if err := wellFormed(strings.TrimSuffix(strings.TrimSpace(label), "]"), 250); err != nil {
+						t.Errorf("profile: %v: %.300q", err, label)
+					}
+				}
 			}
 			for _, as := range []string{"-raw", "-tags", "-traces"} {
 				out := pprof(t, as, file)

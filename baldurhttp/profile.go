@@ -6,9 +6,8 @@ import (
 	"io"
 	"time"
 
-	"github.com/google/pprof/profile"
-
 	"github.com/baldur-go/baldur"
+	"github.com/baldur-go/baldur/internal/profile"
 	"github.com/baldur-go/baldur/internal/text"
 )
 
@@ -42,84 +41,53 @@ func writeProfile(_ context.Context, w *bufio.Writer, pools []pool) error {
 }
 
 func newProfile(pools []pool, now time.Time) *profile.Profile {
-	b := builder{
-		p: &profile.Profile{
-			SampleType:        []*profile.ValueType{{Type: "connections", Unit: "count"}, {Type: "held", Unit: "nanoseconds"}},
-			DefaultSampleType: "held",
-			TimeNanos:         now.UnixNano(),
-			// All is known: pprof need not look for a binary.
-			Mapping:  []*profile.Mapping{{ID: 1, HasFunctions: true, HasFilenames: true, HasLineNumbers: true}},
-			Comments: []string{summary(pools)},
-		},
-		functions: map[[2]string]*profile.Function{},
-		locations: map[baldur.Frame]*profile.Location{},
+	p := &profile.Profile{
+		SampleTypes:       []profile.ValueType{{Type: "connections", Unit: "count"}, {Type: "held", Unit: "nanoseconds"}},
+		DefaultSampleType: "held",
+		TimeNanos:         now.UnixNano(),
+		Comment:           summary(pools),
 	}
-	for _, p := range pools {
-		of := p.verdicts()
-		for _, c := range p.holders {
-			b.add(p.report.PoolName, of(c), c)
+	for _, pool := range pools {
+		of := pool.verdicts()
+		for _, c := range pool.holders {
+			p.Samples = append(p.Samples, sample(pool.report.PoolName, of(c), c))
 		}
 	}
-	return b.p
+	return p
 }
 
-// builder makes a profile; functions and locations are in it once.
-type builder struct {
-	p         *profile.Profile
-	functions map[[2]string]*profile.Function // by name and file
-	locations map[baldur.Frame]*profile.Location
-}
-
-func (b *builder) add(poolName string, v verdict, c baldur.ConnectionInfo) {
-	s := &profile.Sample{
-		Value: []int64{1, int64(c.Held)},
-		Label: map[string][]string{
-			"pool":    {clean(poolName)},
-			"verdict": {string(v)},
-			"state":   {string(c.State)},
-			"kind":    {string(c.Kind)},
-		},
-		NumLabel: map[string][]int64{"goroutine": {c.GoroutineID}, "connection": {c.ConnectionID}, "idle": {int64(c.Idle)}},
-		NumUnit:  map[string][]string{"goroutine": {"id"}, "connection": {"id"}, "idle": {"nanoseconds"}},
-	}
-	for key, value := range map[string]string{
-		"label":    clean(c.Label),
-		"query":    text.OneLine(c.QueryInfo, profileQuery),
-		"trace_id": c.Span.String(),
-	} {
+func sample(poolName string, v verdict, c baldur.ConnectionInfo) profile.Sample {
+	s := profile.Sample{Values: []int64{1, int64(c.Held)}}
+	str := func(key, value string) {
 		if value != "" {
-			s.Label[key] = []string{value}
+			s.Labels = append(s.Labels, profile.Label{Key: key, Text: value})
 		}
 	}
-	if c.Goroutine != baldur.GoroutineUnknown {
-		s.Label["goroutine_state"] = []string{string(c.Goroutine)}
+	num := func(key string, n int64, unit string) {
+		s.Labels = append(s.Labels, profile.Label{Key: key, Number: n, Unit: unit})
 	}
+	str("pool", clean(poolName))
+	str("verdict", string(v))
+	str("state", string(c.State))
+	str("kind", string(c.Kind))
+	str("label", clean(c.Label))
+	str("query", text.OneLine(c.QueryInfo, profileQuery))
+	str("trace_id", c.Span.String())
+	if c.Goroutine != baldur.GoroutineUnknown {
+		str("goroutine_state", string(c.Goroutine))
+	}
+	num("goroutine", c.GoroutineID, "id")
+	num("connection", c.ConnectionID, "id")
+	num("idle", int64(c.Idle), "nanoseconds")
 	if c.BackendPID != 0 {
-		s.NumLabel["backend_pid"], s.NumUnit["backend_pid"] = []int64{int64(c.BackendPID)}, []string{"id"}
+		num("backend_pid", int64(c.BackendPID), "id")
 	}
 	frames := c.StackTrace
 	if len(frames) == 0 {
 		frames = []baldur.Frame{c.CallSite()}
 	}
 	for _, f := range frames {
-		s.Location = append(s.Location, b.location(f))
+		s.Stack = append(s.Stack, profile.Frame{Function: f.Function, File: f.File, Line: f.Line})
 	}
-	b.p.Sample = append(b.p.Sample, s)
-}
-
-func (b *builder) location(f baldur.Frame) *profile.Location {
-	if l, ok := b.locations[f]; ok {
-		return l
-	}
-	key := [2]string{f.Function, f.File}
-	fn, ok := b.functions[key]
-	if !ok {
-		fn = &profile.Function{ID: uint64(len(b.p.Function) + 1), Name: f.Function, SystemName: f.Function, Filename: f.File}
-		b.functions[key] = fn
-		b.p.Function = append(b.p.Function, fn)
-	}
-	l := &profile.Location{ID: uint64(len(b.p.Location) + 1), Mapping: b.p.Mapping[0], Line: []profile.Line{{Function: fn, Line: int64(f.Line)}}}
-	b.locations[f] = l
-	b.p.Location = append(b.p.Location, l)
-	return l
+	return s
 }
