@@ -10,7 +10,7 @@ import (
 // exporters are the packages on top of baldur that a program imports by name,
 // with the modules that each may bring.
 var exporters = map[string][]string{
-	"baldurhttp": {"github.com/google/pprof/profile"},
+	"baldurhttp": nil,
 	"baldurotel": {"github.com/XSAM/otelsql", "go.opentelemetry.io/", "github.com/go-logr/", "github.com/cespare/xxhash/"}, // but for OpenTelemetry's SDK
 	"baldurprom": {"github.com/prometheus/", "github.com/beorn7/perks/", "github.com/cespare/xxhash/", "github.com/munnerz/goautoneg", "google.golang.org/protobuf/", "golang.org/x/sys/"},
 }
@@ -28,7 +28,7 @@ func TestImports(t *testing.T) {
 		return strings.Fields(string(out))
 	}
 	internal := func(p string) bool {
-		return slices.Contains([]string{module + "/internal/stack", module + "/internal/tsc", module + "/internal/hook", module + "/internal/text", module + "/internal/sqltext"}, p)
+		return slices.Contains([]string{module + "/internal/stack", module + "/internal/tsc", module + "/internal/hook", module + "/internal/text", module + "/internal/sqltext", module + "/internal/profile"}, p)
 	}
 	for _, p := range deps(module) {
 		ok := strings.HasPrefix(p, "github.com/lib/pq") || p == module || internal(p)

@@ -8,10 +8,9 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/google/pprof/profile"
-
 	"github.com/baldur-go/baldur"
 	"github.com/baldur-go/baldur/internal/pgtest"
+	"github.com/baldur-go/baldur/internal/profile"
 )
 
 // TestSites: every way of taking a connection is named by its line, whatever the
@@ -56,11 +55,7 @@ func hotProfile(t *testing.T) string {
 	}
 	program := "testdata/sites/main.go"
 	library := filepath.Join(strings.TrimSpace(string(goroot)), "src/database/sql/sql.go")
-	p := &profile.Profile{
-		SampleType: []*profile.ValueType{{Type: "samples", Unit: "count"}, {Type: "cpu", Unit: "nanoseconds"}},
-		PeriodType: &profile.ValueType{Type: "cpu", Unit: "nanoseconds"}, Period: 1,
-		Mapping: []*profile.Mapping{{ID: 1, HasFunctions: true, HasFilenames: true, HasLineNumbers: true}},
-	}
+	p := &profile.Profile{SampleTypes: []profile.ValueType{{Type: "samples", Unit: "count"}, {Type: "cpu", Unit: "nanoseconds"}}}
 	for _, e := range []struct{ file, caller, head, call, callee string }{
 		{program, "main.query", "func query(", ".QueryContext(", "(*DB).QueryContext"},
 		{program, "main.hold", "func hold(", ".Conn(", "(*DB).Conn"},
@@ -80,17 +75,11 @@ func hotProfile(t *testing.T) string {
 		if !ok || !called {
 			t.Fatalf("%s has no %s with %s", e.file, e.head, e.call)
 		}
-		start := int64(strings.Count(before, "\n") + 2)
-		s := &profile.Sample{Value: []int64{1000, 1000}}
-		for _, f := range []struct {
-			name        string
-			start, line int64
-		}{{"database/sql." + e.callee, 1, 1}, {e.caller, start, start + int64(strings.Count(to, "\n"))}} {
-			fn := &profile.Function{ID: uint64(len(p.Function) + 1), Name: f.name, SystemName: f.name, Filename: e.file, StartLine: f.start}
-			l := &profile.Location{ID: fn.ID, Mapping: p.Mapping[0], Line: []profile.Line{{Function: fn, Line: f.line}}}
-			p.Function, p.Location, s.Location = append(p.Function, fn), append(p.Location, l), append(s.Location, l)
-		}
-		p.Sample = append(p.Sample, s)
+		start := strings.Count(before, "\n") + 2
+		p.Samples = append(p.Samples, profile.Sample{Values: []int64{1000, 1000}, Stack: []profile.Frame{
+			{Function: "database/sql." + e.callee, File: e.file, Start: 1, Line: 1},
+			{Function: e.caller, File: e.file, Start: start, Line: start + strings.Count(to, "\n")},
+		}})
 	}
 	file := filepath.Join(t.TempDir(), "hot.pprof")
 	f, err := os.Create(file)

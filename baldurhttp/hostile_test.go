@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -83,9 +82,24 @@ func TestHostile(t *testing.T) {
 			if err := os.WriteFile(file, []byte(body), 0o600); err != nil {
 				t.Fatal(err)
 			}
+			raw := regexp.MustCompile(`(?s)\AComment: (.*)\nPeriodType: .*\nSamples:\n.*?\n(.*)\nLocations\n`).FindStringSubmatch(pprof(t, "-raw", file))
+			if raw == nil || strings.Contains(raw[1], "\n") || len(raw[1]) > 1000 {
+				t.Fatalf("profile: comment %.300q", raw)
+			}
+			lines := strings.Split(raw[2], "\n") // of each sample its values, texts and numbers
+			if len(lines) != 2*3 {
+				t.Fatalf("profile: %d lines of samples:\n%.3000s", len(lines), raw[2])
+			}
+			for i := 1; i < len(lines); i += 3 {
+				for _, label := range regexp.MustCompile(`\] (?:kind|label|pool|query|state|verdict):\[`).Split(lines[i], -1) {
+					if err := wellFormed(strings.TrimSuffix(strings.TrimSpace(label), "]"), 250); err != nil {
+						t.Errorf("profile: %v: %.300q", err, label)
+					}
+				}
+			}
 			for _, as := range []string{"-raw", "-tags", "-traces"} {
 				out := pprof(t, as, file)
-				if err := wellFormed(out, 20_000); err != nil || strings.Contains(out, "\nLEAK? forged") || slices.ContainsFunc(strings.Split(out, "\n"), func(line string) bool { return len(line) > 2000 }) {
+				if err := wellFormed(out, 20_000); err != nil || strings.Contains(out, "\nLEAK? forged") {
 					t.Errorf("pprof %s: %v\n%s", as, err, out)
 				}
 			}

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"io"
-	"slices"
 	"time"
 
 	"github.com/baldur-go/baldur"
@@ -43,48 +42,52 @@ func writeProfile(_ context.Context, w *bufio.Writer, pools []pool) error {
 
 func newProfile(pools []pool, now time.Time) *profile.Profile {
 	p := &profile.Profile{
-		SampleTypes: []profile.ValueType{{Type: "connections", Unit: "count"}, {Type: "held", Unit: "nanoseconds"}},
-		Default:     "held",
-		Time:        now,
-		Comments:    []string{summary(pools)},
+		SampleTypes:       []profile.ValueType{{Type: "connections", Unit: "count"}, {Type: "held", Unit: "nanoseconds"}},
+		DefaultSampleType: "held",
+		TimeNanos:         now.UnixNano(),
+		Comment:           summary(pools),
 	}
 	for _, pool := range pools {
 		of := pool.verdicts()
 		for _, c := range pool.holders {
-			addHolder(p, pool.report.PoolName, of(c), c)
+			p.Samples = append(p.Samples, sample(pool.report.PoolName, of(c), c))
 		}
 	}
 	return p
 }
 
-func addHolder(p *profile.Profile, poolName string, v verdict, c baldur.ConnectionInfo) {
-	labels := []profile.Label{
-		{Key: "pool", Str: clean(poolName)},
-		{Key: "verdict", Str: string(v)},
-		{Key: "state", Str: string(c.State)},
-		{Key: "kind", Str: string(c.Kind)},
-		{Key: "label", Str: clean(c.Label)},
-		{Key: "query", Str: text.OneLine(c.QueryInfo, profileQuery)},
-		{Key: "trace_id", Str: c.Span.String()},
+func sample(poolName string, v verdict, c baldur.ConnectionInfo) profile.Sample {
+	s := profile.Sample{Values: []int64{1, int64(c.Held)}}
+	str := func(key, value string) {
+		if value != "" {
+			s.Labels = append(s.Labels, profile.Label{Key: key, Text: value})
+		}
 	}
+	num := func(key string, n int64, unit string) {
+		s.Labels = append(s.Labels, profile.Label{Key: key, Number: n, Unit: unit})
+	}
+	str("pool", clean(poolName))
+	str("verdict", string(v))
+	str("state", string(c.State))
+	str("kind", string(c.Kind))
+	str("label", clean(c.Label))
+	str("query", text.OneLine(c.QueryInfo, profileQuery))
+	str("trace_id", c.Span.String())
 	if c.Goroutine != baldur.GoroutineUnknown {
-		labels = append(labels, profile.Label{Key: "goroutine_state", Str: string(c.Goroutine)})
+		str("goroutine_state", string(c.Goroutine))
 	}
-	labels = slices.DeleteFunc(labels, func(l profile.Label) bool { return l.Str == "" })
-	labels = append(labels,
-		profile.Label{Key: "goroutine", Num: c.GoroutineID, Unit: "id"},
-		profile.Label{Key: "connection", Num: c.ConnectionID, Unit: "id"},
-		profile.Label{Key: "idle", Num: int64(c.Idle), Unit: "nanoseconds"})
+	num("goroutine", c.GoroutineID, "id")
+	num("connection", c.ConnectionID, "id")
+	num("idle", int64(c.Idle), "nanoseconds")
 	if c.BackendPID != 0 {
-		labels = append(labels, profile.Label{Key: "backend_pid", Num: int64(c.BackendPID), Unit: "id"})
+		num("backend_pid", int64(c.BackendPID), "id")
 	}
 	frames := c.StackTrace
 	if len(frames) == 0 {
 		frames = []baldur.Frame{c.CallSite()}
 	}
-	stack := make([]profile.Frame, len(frames))
-	for i, f := range frames {
-		stack[i] = profile.Frame{Function: f.Function, File: f.File, Line: int64(f.Line)}
+	for _, f := range frames {
+		s.Stack = append(s.Stack, profile.Frame{Function: f.Function, File: f.File, Line: f.Line})
 	}
-	p.Add(stack, []int64{1, int64(c.Held)}, labels)
+	return s
 }

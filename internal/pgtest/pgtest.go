@@ -193,7 +193,13 @@ func withAddr(t testing.TB, dsn, addr string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return edit(t, dsn, func(u *url.URL) { u.Host = addr }, "host="+host+" port="+port)
+	return edit(t, dsn, func(u *url.URL) {
+		u.Host = addr
+		q := u.Query() // whose address goes before the URL's, in pgx
+		q.Del("host")
+		q.Del("port")
+		u.RawQuery = encode(q)
+	}, "host="+host+" port="+port)
 }
 
 // edit changes a DSN of either form: in a URL by the function, in a list of
@@ -210,6 +216,9 @@ func edit(t testing.TB, dsn string, change func(*url.URL), add string) string {
 	change(u)
 	return u.String()
 }
+
+// encode is q.Encode, but with no plus for a space, which pgx takes for a plus.
+func encode(q url.Values) string { return strings.ReplaceAll(q.Encode(), "+", "%20") }
 
 // databaseName makes a name that says whose database it is and that no other
 // process takes. PostgreSQL's names have at most 63 bytes.

@@ -14,8 +14,9 @@ import (
 
 // Recording has the statements that go over a wire.
 type Recording struct {
-	mu         sync.Mutex // guards the field below
+	mu         sync.Mutex // guards the fields below
 	statements []string
+	total      int
 }
 
 // Statements returns what has been sent since the last call: simple queries and
@@ -46,6 +47,13 @@ func Record(t testing.TB, dsn string) (string, *Recording) {
 	}
 	t.Cleanup(func() { _ = listener.Close() })
 	r := new(Recording)
+	t.Cleanup(func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if r.total == 0 {
+			t.Error("pgtest: no statement has come by the DSN of Record")
+		}
+	})
 	go func() {
 		for {
 			client, err := listener.Accept()
@@ -105,4 +113,5 @@ func (r *Recording) note(kind byte, body string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.statements = append(r.statements, query)
+	r.total++
 }

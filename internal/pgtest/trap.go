@@ -59,7 +59,7 @@ func Trap(t testing.TB, path string) (dsn, plain string) {
 	return edit(t, plain, func(u *url.URL) {
 		q := u.Query()
 		q.Set("search_path", path)
-		u.RawQuery = q.Encode()
+		u.RawQuery = encode(q)
 	}, "search_path="+quoteDSN(path)), plain
 }
 
