@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -26,7 +27,7 @@ func requirements(t *testing.T) map[string]string {
 	check(t, json.Unmarshal(out, &mod))
 	versions := map[string]string{}
 	for _, r := range mod.Require {
-		if !r.Indirect && r.Path != "github.com/baldur-go/baldur" {
+		if !r.Indirect && !slices.Contains(tools, r.Path) {
 			versions[r.Path] = r.Version
 		}
 	}
@@ -34,6 +35,9 @@ func requirements(t *testing.T) map[string]string {
 	versions["github.com/sqlc-dev/sqlc"] = string(generated[1])
 	return versions
 }
+
+// tools are what the tests themselves need, which no program opens a pool with.
+var tools = []string{"github.com/baldur-go/baldur", "github.com/google/pprof", "pgregory.net/rapid"}
 
 // TestDocs: the table has every library with the version that is tested here, no
 // other, and opens each as a test does.
