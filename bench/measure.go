@@ -131,7 +131,7 @@ func (r *runner) time(meter func() time.Duration) time.Duration {
 	share := r.n / r.goroutines
 	for g, f := range r.ops {
 		done.Go(func() {
-			descend(r.depth-1, func() { // the closure is a frame, too
+			descend(r.depth-1, func([]uint8, *steps) { // the closure is a frame, too
 				for i, n := range [...]int{share/10 + 1, share} {
 					if i == 1 {
 						if int(arrived.Add(1)) == r.goroutines {
@@ -163,7 +163,7 @@ func (r *runner) loop(f func() error, n int) {
 		}
 		return
 	}
-	call := func() { check(f()) }
+	t := leadingTo(func([]uint8, *steps) { check(f()) })
 	rng := rand.Uint32()
 	mask := uint32(len(r.paths) - 1)
 	for i := range n {
@@ -173,7 +173,7 @@ func (r *runner) loop(f func() error, n int) {
 			at = uint32(i)
 		}
 		path := r.paths[at&mask]
-		frames[path[0]](path[1:], call)
+		t[path[0]](path[1:], t)
 	}
 }
 
