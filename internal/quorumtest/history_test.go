@@ -1,3 +1,5 @@
+//go:build linux
+
 package quorumtest
 
 // history is what is known of a run.
