@@ -92,7 +92,7 @@ func (c *conn) audit() {
 		d.OpenTransaction = true
 	}
 	t := c.rec.t
-	s, _, ok := c.rec.snapshot(t.clk.now()) // before our own query is the last one
+	s, _, ok := c.rec.snapshot(t.clk.Now()) // before our own query is the last one
 	if !ok {
 		return
 	}
@@ -102,8 +102,8 @@ func (c *conn) audit() {
 			return
 		}
 	}
-	now := t.clk.now()
-	d.Connection, d.ReturnedAt = t.info(s, now), t.clk.at(now)
+	now := t.clk.Now()
+	d.Connection, d.ReturnedAt = t.info(s, now), t.clk.At(now)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.dirtyTotal++

@@ -196,7 +196,7 @@ var _ io.Closer = (*connector)(nil)
 func (c *connector) Connect(ctx context.Context) (driver.Conn, error) {
 	c.t.dialing.Add(1)
 	defer c.t.dialing.Add(-1)
-	began, closed := c.t.clk.now(), c.t.isClosed()
+	began, closed := c.t.clk.Now(), c.t.isClosed()
 	ci, sock, err := c.connect(ctx)
 	if err != nil {
 		return nil, err
@@ -205,7 +205,7 @@ func (c *connector) Connect(ctx context.Context) (driver.Conn, error) {
 		return nil, errNoConn
 	}
 	r := c.t.add(Unwrap(ci), sock, closed)
-	c.t.connected(ctx, c.t.clk.now()-began)
+	c.t.connected(ctx, c.t.clk.Now()-began)
 	if calledByPool() {
 		r.take(ctx)
 	}

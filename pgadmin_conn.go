@@ -9,6 +9,8 @@ import (
 	"errors"
 	"reflect"
 	"strings"
+
+	"github.com/baldur-go/baldur/internal/pgsql"
 )
 
 // How a PGAdmin comes by a connection of the pool, and asks it.
@@ -148,22 +150,6 @@ func driverPID(c driver.Conn) int {
 	return 0
 }
 
-// setConfig sets a setting for the transaction, by a column of a SELECT; value is
-// an expression. To set NULL is to RESET: what the role, the database or the DSN
-// give a new session.
-func setConfig(name, value string) string {
-	return "pg_catalog.set_config('" + name + "'::pg_catalog.text, " + value + "::pg_catalog.text, true)"
-}
-
-// ifKnown is setConfig for a setting that not every version has.
-func ifKnown(name, value string) string {
-	return "CASE WHEN pg_catalog.current_setting('" + name + "'::pg_catalog.text, true) IS NOT NULL THEN " + setConfig(name, value) + " END"
-}
-
-func currentSetting(name string) string {
-	return "pg_catalog.current_setting('" + name + "'::pg_catalog.text)"
-}
-
 // isolate comes before the first query: a SERIALIZABLE READ ONLY DEFERRABLE
 // transaction, which a session's defaults can make of any, may wait for others.
 const isolate = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED"
@@ -171,8 +157,8 @@ const isolate = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED"
 // settle makes a request's result, and whether it has one, independent of the
 // settings that the session has.
 var settle = "SELECT " + strings.Join([]string{
-	setConfig("statement_timeout", "NULL"), setConfig("lock_timeout", "NULL"), ifKnown("transaction_timeout", "NULL"),
-	setConfig("client_encoding", "'UTF8'"), setConfig("DateStyle", "'ISO'"), setConfig("extra_float_digits", "'1'"),
+	pgsql.SetConfig("statement_timeout", "NULL"), pgsql.SetConfig("lock_timeout", "NULL"), pgsql.SetConfigIfKnown("transaction_timeout", "NULL"),
+	pgsql.SetConfig("client_encoding", "'UTF8'"), pgsql.SetConfig("DateStyle", "'ISO'"), pgsql.SetConfig("extra_float_digits", "'1'"),
 }, ", ")
 
 // A request is a query with what has to be said before and after it in the same

@@ -4,6 +4,8 @@ import (
 	"context"
 	"database/sql"
 	"time"
+
+	"github.com/baldur-go/baldur/internal/pgsql"
 )
 
 // gained notes that the session has a lock, once more.
@@ -51,7 +53,7 @@ func (s *Session) acquire(ctx context.Context, key lockKey, wait bool) (ok bool,
 	begin := time.Now()
 	for pause := lockPause(0); ; pause = pause.next() {
 		var lock, statement string
-		err = s.row(ctx, asItIs, askPIDQuery+", "+lockCall("pg_try_advisory_lock", key)+", "+currentSetting("lock_timeout")+", "+currentSetting("statement_timeout"),
+		err = s.row(ctx, asItIs, askPIDQuery+", "+lockCall("pg_try_advisory_lock", key)+", "+pgsql.CurrentSetting("lock_timeout")+", "+pgsql.CurrentSetting("statement_timeout"),
 			&ok, &lock, &statement)
 		if err != nil {
 			break
@@ -63,8 +65,8 @@ func (s *Session) acquire(ctx context.Context, key lockKey, wait bool) (ok bool,
 		if !wait {
 			return false, nil
 		}
-		limit, state := parseTimeout(lock), "55P03"
-		if d := parseTimeout(statement); d > 0 && (limit == 0 || d < limit) {
+		limit, state := pgsql.ParseTimeout(lock), "55P03"
+		if d := pgsql.ParseTimeout(statement); d > 0 && (limit == 0 || d < limit) {
 			limit, state = d, "57014"
 		}
 		if limit > 0 && time.Since(begin) >= limit {

@@ -18,6 +18,7 @@ import (
 	"github.com/lib/pq"
 
 	"github.com/baldur-go/baldur/internal/hook"
+	"github.com/baldur-go/baldur/internal/pgsql"
 )
 
 // link is the connection that a quorum keeps: its own, made by the pool's connector beside the
@@ -150,7 +151,7 @@ func (l *link) dial(ctx context.Context, c *ownConnector) (*sql.Conn, error) {
 		}
 		least = 2 // a pooler's connection to the server may be the only one
 	}
-	if s, ok := l.t.pool(); !ok || s.idle < least {
+	if s, ok := l.t.pool(); !ok || s.Idle < least {
 		return nil, err
 	}
 	l.madeRoom = time.Now()
@@ -442,7 +443,7 @@ func (l *link) proveLocks(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if s, ok := l.t.pool(); otherErr != nil && l.pooler && ok && s.open == 0 { // in transaction mode one connection to the server is enough
+	if s, ok := l.t.pool(); otherErr != nil && l.pooler && ok && s.Open == 0 { // in transaction mode one connection to the server is enough
 		ctx, cancel := context.WithTimeout(hook.Own(ctx), soon)
 		defer cancel()
 		if err := other.QueryRowContext(ctx, "SELECT 1").Scan(new(int)); err != nil {
@@ -545,7 +546,7 @@ func (l *link) inTx(ctx context.Context, wait, limit int64, mode accessMode, sta
 	err = tx.QueryRowContext(ctx, fmt.Sprintf("SELECT pg_catalog.set_config('lock_timeout'::pg_catalog.text, '%d'::pg_catalog.text, true),"+
 		" pg_catalog.set_config('statement_timeout'::pg_catalog.text, '%[2]d'::pg_catalog.text, true),"+
 		" pg_catalog.set_config('idle_in_transaction_session_timeout'::pg_catalog.text, '%[2]d'::pg_catalog.text, true),"+
-		" pg_catalog.set_config('jit'::pg_catalog.text, 'off'::pg_catalog.text, true), "+sqlFill(ifKnown("transaction_timeout", "'0'")), wait, limit)).
+		" pg_catalog.set_config('jit'::pg_catalog.text, 'off'::pg_catalog.text, true), "+sqlFill(pgsql.SetConfigIfKnown("transaction_timeout", "'0'")), wait, limit)).
 		Scan(new(string), new(string), new(string), new(string), new(sql.NullString))
 	if err != nil {
 		return err

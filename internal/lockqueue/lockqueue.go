@@ -1,22 +1,23 @@
-package baldur
+// Package lockqueue queues, within one process, the goroutines that want the same
+// advisory lock.
+package lockqueue
 
 import (
 	"context"
 	"sync"
 )
 
-// gates lets the holders of a lock id within one process in: one alone, or
-// several that share. Who has to wait waits here in the order of coming, and
-// takes no connection for it: a pool full of waiters would leave none for the
-// work that they wait for.
-type gates struct {
-	mu     sync.Mutex // guards the fields below and the gates'
-	open   map[int64]*gate
-	closed bool
+// Locks admits the holders of each lock id: one exclusive holder, or several that
+// share. Everybody else waits here, first come, first served, without a connection:
+// a pool full of waiters would leave none for the work that they wait for.
+type Locks struct {
+	mu     sync.Mutex // guards the fields below and those of each lock
+	locks  map[int64]*lock
+	closed error // what Close was given
 }
 
-// gate is the state of one id that somebody is in or waits for.
-type gate struct {
+// lock is the state of one id that somebody holds or waits for.
+type lock struct {
 	alone   bool
 	sharing int
 	queue   []*waiter
@@ -24,118 +25,120 @@ type gate struct {
 
 type waiter struct {
 	shared  bool
-	in      bool          // let in
-	decided chan struct{} // closed when let in, or when the gates close
+	in      bool          // admitted
+	decided chan struct{} // closed when admitted, or by Close
 }
 
-func (g *gate) admits(shared bool) bool {
-	return !g.alone && (shared || g.sharing == 0)
+func (k *lock) admits(shared bool) bool {
+	return !k.alone && (shared || k.sharing == 0)
 }
 
-func (g *gate) admit(shared bool) {
+func (k *lock) admit(shared bool) {
 	if shared {
-		g.sharing++
+		k.sharing++
 	} else {
-		g.alone = true
+		k.alone = true
 	}
 }
 
-// enter waits until it is let in, or not at all. ok tells whether it is in.
-func (gs *gates) enter(ctx context.Context, id int64, shared, wait bool) (ok bool, err error) {
-	gs.mu.Lock()
-	if gs.closed {
-		gs.mu.Unlock()
-		return false, ErrPGAdminClosed
-	}
-	if err := ctx.Err(); err != nil {
-		gs.mu.Unlock()
+// Enter waits for the lock, or only tries it if wait is false. If ok, the caller
+// must call Leave.
+func (l *Locks) Enter(ctx context.Context, id int64, shared, wait bool) (ok bool, err error) {
+	l.mu.Lock()
+	if err := l.closed; err != nil {
+		l.mu.Unlock()
 		return false, err
 	}
-	g := gs.open[id]
-	if g == nil {
-		g = new(gate)
-		if gs.open == nil {
-			gs.open = map[int64]*gate{}
-		}
-		gs.open[id] = g
+	if err := ctx.Err(); err != nil {
+		l.mu.Unlock()
+		return false, err
 	}
-	if len(g.queue) == 0 && g.admits(shared) {
-		g.admit(shared)
-		gs.mu.Unlock()
+	k := l.locks[id]
+	if k == nil {
+		k = new(lock)
+		if l.locks == nil {
+			l.locks = map[int64]*lock{}
+		}
+		l.locks[id] = k
+	}
+	if len(k.queue) == 0 && k.admits(shared) {
+		k.admit(shared)
+		l.mu.Unlock()
 		return true, nil
 	}
 	if !wait {
-		gs.mu.Unlock()
+		l.mu.Unlock()
 		return false, nil
 	}
 	w := &waiter{shared: shared, decided: make(chan struct{})}
-	g.queue = append(g.queue, w)
-	gs.mu.Unlock()
+	k.queue = append(k.queue, w)
+	l.mu.Unlock()
 
 	select {
 	case <-w.decided:
 	case <-ctx.Done():
 	}
-	gs.mu.Lock()
-	defer gs.mu.Unlock()
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	switch {
 	case w.in && ctx.Err() == nil:
 		return true, nil
-	case w.in: // let in just as ctx ended
-		gs.leaveLocked(id, shared)
+	case w.in: // admitted just as ctx ended
+		l.leaveLocked(id, shared)
 		return false, ctx.Err()
 	case ctx.Err() != nil:
-		for i, other := range g.queue {
+		for i, other := range k.queue {
 			if other == w {
-				g.queue = append(g.queue[:i:i], g.queue[i+1:]...)
+				k.queue = append(k.queue[:i:i], k.queue[i+1:]...)
 				break
 			}
 		}
-		gs.advanceLocked(id, g) // it may have been what the next ones waited for
+		l.advanceLocked(id, k) // the next ones may have waited for this one only
 		return false, ctx.Err()
 	}
-	return false, ErrPGAdminClosed
+	return false, l.closed
 }
 
-func (gs *gates) leave(id int64, shared bool) {
-	gs.mu.Lock()
-	defer gs.mu.Unlock()
-	gs.leaveLocked(id, shared)
+// Leave releases what Enter has admitted.
+func (l *Locks) Leave(id int64, shared bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.leaveLocked(id, shared)
 }
 
-func (gs *gates) leaveLocked(id int64, shared bool) {
-	g := gs.open[id]
+func (l *Locks) leaveLocked(id int64, shared bool) {
+	k := l.locks[id]
 	if shared {
-		g.sharing--
+		k.sharing--
 	} else {
-		g.alone = false
+		k.alone = false
 	}
-	gs.advanceLocked(id, g)
+	l.advanceLocked(id, k)
 }
 
-// advanceLocked lets in who can be, in the order of coming.
-func (gs *gates) advanceLocked(id int64, g *gate) {
-	for len(g.queue) > 0 && g.admits(g.queue[0].shared) {
-		w := g.queue[0]
-		g.queue = g.queue[1:]
-		g.admit(w.shared)
+// advanceLocked admits waiters from the head of the queue.
+func (l *Locks) advanceLocked(id int64, k *lock) {
+	for len(k.queue) > 0 && k.admits(k.queue[0].shared) {
+		w := k.queue[0]
+		k.queue = k.queue[1:]
+		k.admit(w.shared)
 		w.in = true
 		close(w.decided)
 	}
-	if len(g.queue) == 0 && !g.alone && g.sharing == 0 && gs.open[id] == g {
-		delete(gs.open, id)
+	if len(k.queue) == 0 && !k.alone && k.sharing == 0 && l.locks[id] == k {
+		delete(l.locks, id)
 	}
 }
 
-// close sends the waiters away.
-func (gs *gates) close() {
-	gs.mu.Lock()
-	defer gs.mu.Unlock()
-	gs.closed = true
-	for _, g := range gs.open {
-		for _, w := range g.queue {
+// Close refuses the waiters, and everybody who comes later, with err.
+func (l *Locks) Close(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.closed = err
+	for _, k := range l.locks {
+		for _, w := range k.queue {
 			close(w.decided)
 		}
-		g.queue = nil
+		k.queue = nil
 	}
 }
