@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/baldur-go/baldur/internal/hook"
+	"github.com/baldur-go/baldur/internal/pqconn"
 )
 
 // DirtyReturn is a connection that came back to the pool with something that its
@@ -83,7 +84,7 @@ func (c *conn) auditDue() bool {
 // audit checks a connection that is being returned.
 func (c *conn) audit() {
 	d := DirtyReturn{}
-	switch pqTxStatus(Unwrap(c.inner)) {
+	switch pqconn.TxStatus(Unwrap(c.inner)) {
 	case 0:
 		return // not lib/pq's
 	case 'E':

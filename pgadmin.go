@@ -5,7 +5,6 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -308,10 +307,4 @@ func (p *PGAdmin) ExecuteTimeoutQuery(ctx context.Context, timeout, sleep time.D
 		return err
 	}
 	return tx.ask(ctx, request{query: "SELECT pg_catalog.pg_sleep(" + s + ")::pg_catalog.text"}, new(string))
-}
-
-// hasState tells whether err is the server's, with one of the SQLSTATEs.
-func hasState(err error, states ...string) bool {
-	code, ok := sqlState(err)
-	return ok && slices.Contains(states, code)
 }

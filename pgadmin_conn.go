@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/baldur-go/baldur/internal/pgsql"
+	"github.com/baldur-go/baldur/internal/pqconn"
 )
 
 // How a PGAdmin comes by a connection of the pool, and asks it.
@@ -79,7 +80,7 @@ func checkIdle(ctx context.Context, conn *sql.Conn) error {
 	_, _ = rand.Read(b[:])
 	token := hex.EncodeToString(b[:])
 	err = conn.QueryRowContext(ctx, "SELECT pg_catalog.set_config('baldur.transaction'::pg_catalog.text, '"+token+"'::pg_catalog.text, true)").Scan(new(string))
-	if hasState(err, "25P02") {
+	if pqconn.HasState(err, "25P02") {
 		return errInTransaction
 	}
 	if err != nil {
@@ -100,7 +101,7 @@ func connStatus(conn *sql.Conn) (status byte, isLibPQ bool, err error) {
 	err = conn.Raw(func(dc any) error {
 		if c, ok := dc.(driver.Conn); ok {
 			c = Unwrap(c)
-			if status = pqTxStatus(c); status != 0 {
+			if status = pqconn.TxStatus(c); status != 0 {
 				isLibPQ = true
 			} else {
 				status = pgxTxStatus(c)
@@ -141,7 +142,7 @@ func pgxTxStatus(c driver.Conn) byte {
 
 // driverPID is the process id that the driver was told at log-in; 0 if it does not tell.
 func driverPID(c driver.Conn) int {
-	if pid := pqPID(c); pid != 0 {
+	if pid := pqconn.PID(c); pid != 0 {
 		return pid
 	}
 	if p, ok := pgxConn(c).(interface{ PID() uint32 }); ok {

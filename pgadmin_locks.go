@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/baldur-go/baldur/internal/pgsql"
+	"github.com/baldur-go/baldur/internal/pqconn"
 	"github.com/lib/pq"
 )
 
@@ -102,7 +103,7 @@ type hold struct {
 	key lockKey
 	s   *Session
 
-	sock     *socket         // nil: the driver dials by itself
+	sock     *pqconn.Socket  // nil: the driver dials by itself
 	life     context.Context // until the lock is released or lost
 	stop     context.CancelCauseFunc
 	watching sync.Once

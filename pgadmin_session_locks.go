@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/baldur-go/baldur/internal/pgsql"
+	"github.com/baldur-go/baldur/internal/pqconn"
 )
 
 // gained notes that the session has a lock, once more.
@@ -92,7 +93,7 @@ func (s *Session) acquire(ctx context.Context, key lockKey, wait bool) (ok bool,
 	s.unclean = true
 	had := s.held[key] != nil
 	s.mu.Unlock()
-	if !had && hasState(err, "57014") {
+	if !had && pqconn.HasState(err, "57014") {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 		defer cancel()
 		_ = s.row(ctx, asNewPQ, askPIDQuery+", "+lockCall("pg_advisory_unlock", key), new(bool))

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/baldur-go/baldur/internal/pgsql"
+	"github.com/baldur-go/baldur/internal/pqconn"
 )
 
 // SetLockTimeout sets how long a statement of this session waits for a lock,
@@ -81,7 +82,7 @@ func (s *Session) set(ctx context.Context, settings ...setting1) error {
 		return err
 	}
 	if err := s.row(ctx, asItIs, query+" FROM old", dest...); err != nil {
-		if !hasState(err, "57014") { // statement_timeout: the one before was too short
+		if !pqconn.HasState(err, "57014") { // statement_timeout: the one before was too short
 			s.mark(func() { s.doubt = true })
 		}
 		return err

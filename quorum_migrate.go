@@ -12,6 +12,7 @@ import (
 
 	"github.com/baldur-go/baldur/internal/hook"
 	"github.com/baldur-go/baldur/internal/pgsql"
+	"github.com/baldur-go/baldur/internal/pqconn"
 )
 
 // The lease table. What version it is shows in its columns and indexes. The comment,
@@ -248,8 +249,8 @@ func onCleanConn(ctx context.Context, db *sql.DB, f func(context.Context, *sql.C
 		conn, err = c.conn(soon, own)
 		cancel()
 		if err == nil && c.sock != nil {
-			defer context.AfterFunc(ctx, c.sock.cut)()
-			defer func() { c.sock.endBy(time.Now().Add(closeGrace)) }() // for pq's farewell
+			defer context.AfterFunc(ctx, c.sock.Cut)()
+			defer func() { c.sock.EndBy(time.Now().Add(closeGrace)) }() // for pq's farewell
 		}
 	}
 	if err != nil {
@@ -275,7 +276,7 @@ const migrateTimeout = time.Minute
 func (spec *tableSpec) migrate(ctx context.Context, conn *sql.Conn, limit time.Duration, asked bool) (err error) {
 	for range 10 {
 		err = spec.migrateOnce(ctx, conn, limit, asked)
-		if !hasState(err, "23505", "42P07", "42710", "40P01") || ctx.Err() != nil {
+		if !pqconn.HasState(err, "23505", "42P07", "42710", "40P01") || ctx.Err() != nil {
 			break
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"unsafe"
 
 	"github.com/baldur-go/baldur/internal/clock"
+	"github.com/baldur-go/baldur/internal/pqconn"
 	"github.com/baldur-go/baldur/internal/stack"
 	"github.com/baldur-go/baldur/internal/text"
 )
@@ -58,10 +59,10 @@ type record struct {
 
 	t       *Tracker
 	id      int64
-	index   int         // in t.records, under its lock; -1: removed
-	pid     int         // the server's backend, 0: unknown
-	sock    *socket     // the connection's socket where we dialled it, else nil
-	inner   driver.Conn // the driver's own, below all wrappers
+	index   int            // in t.records, under its lock; -1: removed
+	pid     int            // the server's backend, 0: unknown
+	sock    *pqconn.Socket // the connection's socket where we dialled it, else nil
+	inner   driver.Conn    // the driver's own, below all wrappers
 	cut     atomic.Bool
 	rowsNow int // open Rows; of the writer
 
@@ -350,7 +351,7 @@ func (r *record) sweep(now, grace time.Duration) (busy bool) {
 	began := time.Duration(act>>flagBits) * time.Millisecond
 	due := act&flagClosing != 0 && now-began >= grace
 	if act&flagDraining != 0 {
-		switch n := r.sock.reads.Load(); {
+		switch n := r.sock.Reads(); {
 		case r.heard < began:
 			r.reads, r.heard = n, began
 		case n != r.reads:
@@ -368,7 +369,7 @@ func (r *record) sweep(now, grace time.Duration) (busy bool) {
 	}
 	if due && !r.cut.Load() {
 		r.cut.Store(true)
-		r.sock.cut()
+		r.sock.Cut()
 	}
 	return true
 }

@@ -17,6 +17,7 @@ import (
 	"weak"
 
 	"github.com/baldur-go/baldur/internal/clock"
+	"github.com/baldur-go/baldur/internal/pqconn"
 	"github.com/baldur-go/baldur/internal/sqlpool"
 	"github.com/baldur-go/baldur/internal/stack"
 )
@@ -175,9 +176,9 @@ func (t *Tracker) isClosedLocked() bool {
 
 // add makes the record of a new connection. Its dialling began before the pool
 // was closed, or after, for a second pool on the connector.
-func (t *Tracker) add(inner driver.Conn, sock *socket, afterClose bool) *record {
+func (t *Tracker) add(inner driver.Conn, sock *pqconn.Socket, afterClose bool) *record {
 	defer t.announce()
-	r := &record{t: t, clk: t.clk, inner: inner, pid: pqPID(inner), sock: sock, hideText: !t.cfg.queryText}
+	r := &record{t: t, clk: t.clk, inner: inner, pid: pqconn.PID(inner), sock: sock, hideText: !t.cfg.queryText}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.lastID++

@@ -1,9 +1,11 @@
 //go:build !unix
 
-package baldur
+package pqconn
 
 import "syscall"
 
-const canLook = false
+// CanPeek tells whether Peek works here.
+const CanPeek = false
 
-func peek(syscall.RawConn, []byte) (n int, hungUp bool, err error) { return 0, false, nil }
+// Peek is not known here.
+func Peek(syscall.RawConn, []byte) (n int, hungUp bool, err error) { return 0, false, nil }

@@ -1,4 +1,4 @@
-package baldur
+package pqconn
 
 import (
 	"context"
@@ -11,25 +11,27 @@ import (
 	"time"
 )
 
-// socket is a connection's network connection, which can be cut: what blocks in
-// it returns at once, for good.
+// A Socket is a connection's network connection, which can be cut: calls that block
+// in it return at once, and so do all later ones.
 //
-// lib/pq does not let a ctx deadline interrupt a read (lib/pq#620, #450, #583),
-// so that a call on a silent network blocks for ever. Whoever owns the socket
-// can interrupt it: see record.sweep.
-type socket struct {
+// lib/pq does not let the end of a ctx interrupt a read (lib/pq#620, #450, #583), so
+// a call on a silent network blocks for ever. Who owns the socket can interrupt it.
+type Socket struct {
 	net.Conn
-	reads atomic.Uint32 // that brought something
-	gone  chan struct{} // closed by cut
+	reads atomic.Uint32 // that returned something
+	gone  chan struct{} // closed by Cut
 
 	mu    sync.Mutex // guards the fields below
 	limit time.Time  // no deadline after this; zero: no limit
 	once  sync.Once  // closes gone
 }
 
-func newSocket(nc net.Conn) *socket { return &socket{Conn: nc, gone: make(chan struct{})} }
+func newSocket(nc net.Conn) *Socket { return &Socket{Conn: nc, gone: make(chan struct{})} }
 
-func (s *socket) Read(b []byte) (int, error) {
+// Reads is how many reads have returned something.
+func (s *Socket) Reads() uint32 { return s.reads.Load() }
+
+func (s *Socket) Read(b []byte) (int, error) {
 	n, err := s.Conn.Read(b)
 	if n > 0 {
 		s.reads.Add(1)
@@ -37,26 +39,26 @@ func (s *socket) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// cut interrupts the socket.
-func (s *socket) cut() {
-	s.endBy(time.Unix(1, 0))
+// Cut interrupts the socket.
+func (s *Socket) Cut() {
+	s.EndBy(time.Unix(1, 0))
 	s.once.Do(func() { close(s.gone) })
 }
 
-// endBy sets a deadline that SetDeadline cannot move to later. pq sets a
-// deadline for the log-in and takes it back.
-func (s *socket) endBy(t time.Time) {
+// EndBy sets a deadline that SetDeadline cannot put off. (pq sets a deadline for the
+// log-in and takes it back.)
+func (s *Socket) EndBy(t time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.limit = t
 	_ = s.Conn.SetDeadline(t) // fails only on a closed socket
 }
 
-func (s *socket) SetDeadline(t time.Time) error      { return s.within(t, s.Conn.SetDeadline) }
-func (s *socket) SetReadDeadline(t time.Time) error  { return s.within(t, s.Conn.SetReadDeadline) }
-func (s *socket) SetWriteDeadline(t time.Time) error { return s.within(t, s.Conn.SetWriteDeadline) } // crypto/tls: 5 s for its last alert
+func (s *Socket) SetDeadline(t time.Time) error      { return s.within(t, s.Conn.SetDeadline) }
+func (s *Socket) SetReadDeadline(t time.Time) error  { return s.within(t, s.Conn.SetReadDeadline) }
+func (s *Socket) SetWriteDeadline(t time.Time) error { return s.within(t, s.Conn.SetWriteDeadline) } // crypto/tls: 5 s for its last alert
 
-func (s *socket) within(t time.Time, set func(time.Time) error) error {
+func (s *Socket) within(t time.Time, set func(time.Time) error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.limit.IsZero() && (t.IsZero() || t.After(s.limit)) {
@@ -65,18 +67,17 @@ func (s *socket) within(t time.Time, set func(time.Time) error) error {
 	return set(t)
 }
 
-// untilCut calls f, and returns when it does, or soon after the socket was cut.
-// f is then left behind: the call of a prepared statement of lib/pq's does not
-// return before the cancel request has ended that it sends when ctx ends, and
-// that may last for longer (the other calls of lib/pq do not wait for it).
-// It is for where outlives says so.
-func untilCut[T any](s *socket, f func() (T, error)) (T, error) {
+// UntilCut calls f, and returns when it does, or soon after the socket was cut. f is
+// then left behind: a call on a prepared statement of lib/pq's does not return
+// before the cancel request is over that it sends when ctx ends, and that can take
+// longer. (Other calls of lib/pq do not wait for it.) Use it where Outlives says so.
+func UntilCut[T any](s *Socket, f func() (T, error)) (T, error) {
 	type result struct {
 		t        T
 		err      error
 		panicked any
 	}
-	var settled atomic.Bool // by who comes first: f with its result, or the caller without it
+	var settled atomic.Bool // by whoever is first: f with its result, or the caller without it
 	returned := make(chan result, 1)
 	go func() {
 		var r result
@@ -85,7 +86,8 @@ func untilCut[T any](s *socket, f func() (T, error)) (T, error) {
 			if settled.CompareAndSwap(false, true) {
 				returned <- r
 			} else if rows, ok := any(r.t).(driver.Rows); ok {
-				guarded(func() { _ = rows.Close() }) // it has a goroutine of lib/pq's
+				defer func() { _ = recover() }()
+				_ = rows.Close() // it has a goroutine of lib/pq's
 			}
 		}()
 		r.t, r.err = f()
@@ -111,36 +113,34 @@ func untilCut[T any](s *socket, f func() (T, error)) (T, error) {
 	return r.t, r.err
 }
 
-// outlives tells whether a call of a prepared statement, with ctx, may outlive the
-// cut of its socket. (Not asked in untilCut, for which a closure is allocated.)
-func (s *socket) outlives(ctx context.Context) bool { return s != nil && ctx.Done() != nil }
+// Outlives tells whether a call on a prepared statement, with ctx, may outlive the
+// cut of its socket. (UntilCut does not ask: calling it allocates a closure.)
+func (s *Socket) Outlives(ctx context.Context) bool { return s != nil && ctx.Done() != nil }
 
 // afterCut is how long a call is given to return by itself once its socket is cut.
 const afterCut = 20 * time.Millisecond
 
-// socketConnector connects by a connector whose dialer is a *dialer, and hands
-// out each connection's socket.
-type socketConnector struct{ driver.Connector }
-
-// An attempt to connect keeps its socket. pq tries several hosts in turn; the
-// last socket is the one that it keeps.
+// An attempt to connect keeps its socket. pq tries several hosts in turn; the last
+// socket is that of the connection.
 type attempt struct {
 	mu    sync.Mutex // guards the fields below
-	sock  *socket
-	ended bool // ctx has ended: what is dialled from now on is cut too
+	sock  *Socket
+	ended bool // ctx has ended: whatever is dialled from now on is cut too
 }
 
 type attemptKey struct{}
 
-// connect is Connect, but ctx holds for all of it, handshake and log-in included.
-func (c socketConnector) connect(ctx context.Context) (driver.Conn, *socket, error) {
+// Connect connects by c, which NewConnector has made or which wraps such a one, and
+// also returns the connection's socket. Unlike with c.Connect, ctx bounds all of it,
+// handshake and log-in included.
+func Connect(ctx context.Context, c driver.Connector) (driver.Conn, *Socket, error) {
 	a := new(attempt)
 	stop := context.AfterFunc(ctx, func() {
 		a.mu.Lock()
 		defer a.mu.Unlock()
 		a.ended = true
 		if a.sock != nil {
-			a.sock.cut()
+			a.sock.Cut()
 		}
 	})
 	ci, err := c.Connect(context.WithValue(ctx, attemptKey{}, a))
@@ -159,11 +159,11 @@ func (c socketConnector) connect(ctx context.Context) (driver.Conn, *socket, err
 	return ci, a.sock, nil
 }
 
-// dialer dials sockets for socketConnector. pq also dials to send a cancel
-// request, on a ctx of its own, and then reads until the server hangs up,
-// however long that takes; such a socket ends by itself. That is later than the
-// call which it is to cancel returns: a request that is cut off with the call
-// would leave the query running on the server.
+// dialer dials sockets. pq also dials to send a cancel request, on a ctx of its own,
+// and then reads until the server hangs up, however long that takes; such a socket
+// gets a deadline. It is later than the return of the call that is to be cancelled:
+// if the request were cut off with the call, the query would go on running on the
+// server.
 type dialer struct {
 	net.Dialer
 	cancelTimeout time.Duration
@@ -186,14 +186,14 @@ func (d *dialer) DialContext(ctx context.Context, network, address string) (net.
 	}
 	s := newSocket(nc)
 	if !connecting {
-		s.endBy(end)
+		s.EndBy(end)
 		return s, nil
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.sock = s
 	if a.ended {
-		s.cut()
+		s.Cut()
 	}
 	return s, nil
 }
