@@ -41,6 +41,16 @@ const (
 	StateNoCall   State = "no_call_yet"         // taken, and not used since
 )
 
+// Verdict is what is thought of a holder, by the rule that its value names.
+type Verdict string
+
+// The verdicts.
+const (
+	VerdictInUse     Verdict = "in_use"    // out for less than the leak threshold
+	VerdictLongHeld  Verdict = "long_held" // out for the threshold, but labelled, or used within it: not accused
+	VerdictSuspected Verdict = "suspected" // out for the threshold, and not used for that long
+)
+
 // Liveness tells whether a goroutine has ended.
 type Liveness string
 
@@ -136,6 +146,7 @@ type ConnectionInfo struct {
 	InCall          time.Duration // how long the call in flight has lasted; 0 if there is none
 	Kind            Kind          // what it was taken for
 	State           State
+	Verdict         Verdict
 	Label           string      // of an expected holder: see Label
 	InTransaction   bool        // begun by Begin; a BEGIN in a query's text is not seen
 	RowsOpen        bool        // a Rows of it is open
@@ -310,6 +321,14 @@ func (t *Tracker) info(s snapshot, now time.Duration) ConnectionInfo {
 	}
 	if used && c.Kind == KindUnknown {
 		c.Kind = s.first.public()
+	}
+	switch {
+	case s.start > now-t.cfg.leakThreshold:
+		c.Verdict = VerdictInUse
+	case t.suspected(s, now):
+		c.Verdict = VerdictSuspected
+	default:
+		c.Verdict = VerdictLongHeld
 	}
 	since := max(0, now-s.used)
 	switch {

@@ -353,6 +353,7 @@ func (c ConnectionInfo) MarshalJSON() ([]byte, error) {
 		Kind            Kind      `json:"kind"`
 		Label           string    `json:"label,omitempty"`
 		State           State     `json:"state"`
+		Verdict         Verdict   `json:"verdict,omitempty"`
 		Doing           string    `json:"doing"`
 		InTransaction   bool      `json:"in_transaction"`
 		RowsOpen        bool      `json:"rows_open"`
@@ -364,7 +365,7 @@ func (c ConnectionInfo) MarshalJSON() ([]byte, error) {
 		LastGoroutineID int64     `json:"last_goroutine_id"`
 		BackendPID      int       `json:"backend_pid,omitempty"`
 		TraceID         string    `json:"trace_id,omitempty"`
-	}{c.ConnectionID, c.AcquiredAt, c.Held.Seconds(), c.Idle.Seconds(), c.InCall.Seconds(), c.Kind, c.Label, c.State, c.Doing(),
+	}{c.ConnectionID, c.AcquiredAt, c.Held.Seconds(), c.Idle.Seconds(), c.InCall.Seconds(), c.Kind, c.Label, c.State, c.Verdict, c.Doing(),
 		c.InTransaction, c.RowsOpen, c.CallSite(), list(c.StackTrace), c.QueryInfo, c.GoroutineID, c.Goroutine, c.LastGoroutineID, c.BackendPID, c.Span.String()})
 }
 

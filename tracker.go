@@ -358,7 +358,7 @@ func (t *Tracker) report() (LeakReport, []*leak) {
 	var leaks []*leak
 	for _, s := range snapshots {
 		info := t.info(s, now)
-		if !t.suspected(s, now) {
+		if info.Verdict != VerdictSuspected {
 			report.LongHeld = append(report.LongHeld, info)
 			continue
 		}
@@ -391,9 +391,16 @@ func (t *Tracker) openStatements() (all []OpenStatements) {
 	return all
 }
 
-// suspected: out for the threshold, not labelled, not in a call, not unwrapped, and no use since
-// for the threshold. The coarse time of a use is early by up to a tick, so a tick more.
-// Both times are the kernel's: the counter can make a checkout only later than that.
+// suspected tells whether a checkout that is as old as the threshold is suspected. All of
+// these hold:
+//
+//   - it is not labelled
+//   - it is not in a call
+//   - the driver's own connection is not handed out
+//   - its last use is older than the threshold, and than a tick more, since the coarse
+//     time of a use is early by up to a tick
+//
+// Both times are the kernel's. The counter can only make a checkout later than that.
 func (t *Tracker) suspected(s snapshot, now time.Duration) bool {
 	return s.label == "" && s.flags&(flagInCall|flagUnwrapped) == 0 && now-s.used >= t.cfg.leakThreshold+t.clk.Tick()
 }

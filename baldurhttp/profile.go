@@ -26,7 +26,7 @@ const profileQuery = 120 // bytes of a query that a label has
 //
 // so that a flame graph shows who keeps connections away from others, and with
 // -sample_index=connections who has how many. Its labels are pool, verdict
-// (suspected, long_held, in_use: see [baldur.LeakReport]), state, kind, and where
+// (suspected, long_held, in_use: see [baldur.Verdict]), state, kind, and where
 // they are known goroutine_state, label, query (an excerpt), trace_id;
 // as numbers, goroutine, connection, backend_pid, and idle in nanoseconds: so
 // -tagfocus=verdict=suspected and -tagfocus=idle=5m: choose among the samples.
@@ -55,9 +55,8 @@ func newProfile(pools []pool, now time.Time) *profile.Profile {
 		locations: map[baldur.Frame]*profile.Location{},
 	}
 	for _, p := range pools {
-		of := p.verdicts()
 		for _, c := range p.holders {
-			b.add(p.report.PoolName, of(c), c)
+			b.add(p.report.PoolName, c)
 		}
 	}
 	return b.p
@@ -70,12 +69,12 @@ type builder struct {
 	locations map[baldur.Frame]*profile.Location
 }
 
-func (b *builder) add(poolName string, v verdict, c baldur.ConnectionInfo) {
+func (b *builder) add(poolName string, c baldur.ConnectionInfo) {
 	s := &profile.Sample{
 		Value: []int64{1, int64(c.Held)},
 		Label: map[string][]string{
 			"pool":    {clean(poolName)},
-			"verdict": {string(v)},
+			"verdict": {string(c.Verdict)},
 			"state":   {string(c.State)},
 			"kind":    {string(c.Kind)},
 		},
