@@ -74,11 +74,11 @@ func (t *Tracker) DirtyReturns() (latest []DirtyReturn, total int) {
 
 // auditDue tells whether this return is one that is checked.
 func (c *conn) auditDue() bool {
-	n := c.rec.t.cfg.returnAudit
-	if n == 0 || c.rec.flags&flagOut == 0 { // off; or the second IsValid of a return
+	n := c.t.cfg.returnAudit
+	if n == 0 || !c.rec.IsOut() { // off; or the second IsValid of a return
 		return false
 	}
-	return int(c.rec.t.returns.Add(1)%int64(n)) == 0
+	return int(c.t.returns.Add(1)%int64(n)) == 0
 }
 
 // audit checks a connection that is being returned.
@@ -92,8 +92,8 @@ func (c *conn) audit() {
 	case 'T':
 		d.OpenTransaction = true
 	}
-	t := c.rec.t
-	s, _, ok := c.rec.snapshot(t.clk.Now()) // before our own query is the last one
+	t := c.t
+	s, _, ok := c.rec.Snapshot(t.clk.Now()) // before our own query is the last one
 	if !ok {
 		return
 	}

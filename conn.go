@@ -7,6 +7,8 @@ import (
 	"reflect"
 	"runtime"
 	"time"
+
+	"github.com/baldur-go/baldur/internal/checkout"
 )
 
 // The wrapped connection. database/sql finds out what a connection can do by
@@ -34,7 +36,8 @@ var (
 )
 
 type conn struct {
-	rec     *record
+	t       *Tracker
+	rec     *checkout.Record
 	inner   driver.Conn
 	wrapped bool // inner is a wrapper itself
 
@@ -66,21 +69,21 @@ type (
 	fullConn  struct{ *conn }
 )
 
-func newConn(rec *record, inner driver.Conn, poisoned func(error) bool) driver.Conn {
-	c := &conn{rec: rec, inner: inner, poisoned: poisoned}
+func newConn(t *Tracker, rec *checkout.Record, inner driver.Conn, poisoned func(error) bool) driver.Conn {
+	c := &conn{t: t, rec: rec, inner: inner, poisoned: poisoned}
 	_, c.wrapped = inner.(interface{ Raw() driver.Conn })
 	// A wrapper in between, as otelsql's, has every interface. So the driver
 	// itself is asked what it can do, and the wrapper does it.
-	c.execCtx = both[driver.ExecerContext](inner, rec.inner)
-	c.execer = both[driver.Execer](inner, rec.inner)
-	c.queryCtx = both[driver.QueryerContext](inner, rec.inner)
-	c.queryer = both[driver.Queryer](inner, rec.inner)
-	c.preparer = both[driver.ConnPrepareContext](inner, rec.inner)
-	c.beginner = both[driver.ConnBeginTx](inner, rec.inner)
-	c.pinger = both[driver.Pinger](inner, rec.inner)
-	c.resetter = both[driver.SessionResetter](inner, rec.inner)
-	c.validator = both[driver.Validator](inner, rec.inner)
-	c.checker = both[driver.NamedValueChecker](inner, rec.inner)
+	c.execCtx = both[driver.ExecerContext](inner, rec.Inner)
+	c.execer = both[driver.Execer](inner, rec.Inner)
+	c.queryCtx = both[driver.QueryerContext](inner, rec.Inner)
+	c.queryer = both[driver.Queryer](inner, rec.Inner)
+	c.preparer = both[driver.ConnPrepareContext](inner, rec.Inner)
+	c.beginner = both[driver.ConnBeginTx](inner, rec.Inner)
+	c.pinger = both[driver.Pinger](inner, rec.Inner)
+	c.resetter = both[driver.SessionResetter](inner, rec.Inner)
+	c.validator = both[driver.Validator](inner, rec.Inner)
+	c.checker = both[driver.NamedValueChecker](inner, rec.Inner)
 	hasExec, hasQuery := c.execCtx != nil || c.execer != nil, c.queryCtx != nil || c.queryer != nil
 	switch {
 	case hasExec && hasQuery:
@@ -124,16 +127,16 @@ func embedded[T any](c *conn, v T, name string) T {
 
 // Raw returns the connection that is wrapped. See [Unwrap].
 func (c *conn) Raw() driver.Conn {
-	c.rec.unwrapped()
+	c.rec.HandOut()
 	return c.inner
 }
 
-func (c *conn) record() *record { return c.rec }
+func (c *conn) record() *checkout.Record { return c.rec }
 
 // fail returns err as the caller is to see it, which is the driver's own value
 // but for two cures.
 func (c *conn) fail(ctx context.Context, first bool, err error) error {
-	if c.rec.cut.Load() { // by the sweep: ctx had ended and the network was silent
+	if c.rec.WasCut() { // by the sweep: ctx had ended and the network was silent
 		c.bad = true
 		if e := ctx.Err(); e != nil {
 			return e
@@ -153,7 +156,7 @@ func (c *conn) fail(ctx context.Context, first bool, err error) error {
 // out already, and stays so for ever if that panics. After ErrBadConn
 // database/sql closes the connection at once; other errors it ignores.
 func (c *conn) ResetSession(ctx context.Context) error {
-	c.rec.take(ctx)
+	c.rec.Take(ctx)
 	if c.unclosed != nil && !c.closeStatements(ctx) {
 		return driver.ErrBadConn
 	}
@@ -166,9 +169,9 @@ func (c *conn) ResetSession(ctx context.Context) error {
 // closeStatements closes the statements that were closed while the connection
 // was not out, and tells whether it has survived that.
 func (c *conn) closeStatements(ctx context.Context) bool {
-	c.rec.watch(ctx)
-	c.rec.beginClose(flagClosing)
-	defer c.rec.endClose()
+	c.rec.LimitCloses(ctx)
+	c.rec.BeginClose(checkout.Closing)
+	defer c.rec.EndClose()
 	for _, st := range c.unclosed {
 		_ = st.Close() // an error that matters is the connection's
 	}
@@ -184,9 +187,9 @@ func (c *conn) IsValid() bool {
 		c.audit()
 		valid = c.valid()
 	}
-	c.rec.give() // not before: it stays out for ever if the driver's panics
+	c.rec.Give() // not before: it stays out for ever if the driver's panics
 	if !valid {
-		c.rec.closing() // which database/sql does next
+		c.rec.Discard() // which database/sql does next
 	}
 	c.recycleRows()
 	if c.txUsed {
@@ -196,20 +199,20 @@ func (c *conn) IsValid() bool {
 }
 
 func (c *conn) valid() bool {
-	return !c.bad && !c.rec.cut.Load() && (c.validator == nil || c.validator.IsValid())
+	return !c.bad && !c.rec.WasCut() && (c.validator == nil || c.validator.IsValid())
 }
 
 // Close ends the connection. It is seen as a return where IsValid was skipped,
 // as database/sql does after ErrBadConn.
 func (c *conn) Close() error {
-	c.rec.give()
-	defer c.rec.t.remove(c.rec) // not before: until then database/sql counts it as in use
-	c.rec.closing()
+	c.rec.Give()
+	defer c.rec.Closed() // not before: until then database/sql counts it as in use
+	c.rec.Discard()
 	c.unclosed = nil // the server forgets them with the connection
-	if s := c.rec.sock; s != nil {
+	if s := c.rec.Sock; s != nil {
 		// pq writes a Terminate message, which must not wait for ever on a
 		// peer that has stopped reading.
-		s.EndBy(time.Now().Add(c.rec.t.cfg.cancelGrace))
+		s.EndBy(time.Now().Add(c.rec.Grace()))
 	}
 	return c.inner.Close()
 }
@@ -218,8 +221,8 @@ func (c *conn) Ping(ctx context.Context) error {
 	if c.pinger == nil {
 		return nil
 	}
-	first := c.rec.begin(ctx, kindPing, "")
-	defer c.rec.end()
+	first := c.rec.Begin(ctx, checkout.KindPing, "")
+	defer c.rec.End()
 	if err := c.pinger.Ping(ctx); err != nil {
 		return c.fail(ctx, first, err)
 	}
@@ -250,8 +253,8 @@ func (c fullConn) QueryContext(ctx context.Context, query string, args []driver.
 }
 
 func (c *conn) execContext(ctx context.Context, query string, args []driver.NamedValue) (res driver.Result, err error) {
-	first := c.rec.begin(ctx, kindExec, query)
-	defer c.rec.end() // also when the driver panics: a stuck "in a call" would hide the leak that follows
+	first := c.rec.Begin(ctx, checkout.KindExec, query)
+	defer c.rec.End() // also when the driver panics: a stuck "in a call" would hide the leak that follows
 	if c.execCtx != nil {
 		res, err = c.execCtx.ExecContext(ctx, query, args)
 	} else if values, e := plainValues(ctx, args); e != nil {
@@ -266,8 +269,8 @@ func (c *conn) execContext(ctx context.Context, query string, args []driver.Name
 }
 
 func (c *conn) queryContext(ctx context.Context, query string, args []driver.NamedValue) (rs driver.Rows, err error) {
-	first := c.rec.begin(ctx, kindQuery, query)
-	defer c.rec.end()
+	first := c.rec.Begin(ctx, checkout.KindQuery, query)
+	defer c.rec.End()
 	if c.queryCtx != nil {
 		rs, err = c.queryCtx.QueryContext(ctx, query, args)
 	} else if values, e := plainValues(ctx, args); e != nil {
@@ -287,8 +290,8 @@ func (c *conn) Prepare(query string) (driver.Stmt, error) {
 }
 
 func (c *conn) PrepareContext(ctx context.Context, query string) (st driver.Stmt, err error) {
-	first := c.rec.begin(ctx, kindStmt, query)
-	defer c.rec.end()
+	first := c.rec.Begin(ctx, checkout.KindStmt, query)
+	defer c.rec.End()
 	if c.preparer != nil {
 		st, err = c.preparer.PrepareContext(ctx, query)
 	} else if st, err = c.inner.Prepare(query); err == nil && ctx.Err() != nil {
@@ -307,8 +310,8 @@ func (c *conn) Begin() (driver.Tx, error) {
 }
 
 func (c *conn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, error) {
-	first := c.rec.begin(ctx, kindTx, "")
-	defer c.rec.end()
+	first := c.rec.Begin(ctx, checkout.KindTx, "")
+	defer c.rec.End()
 	inner, err := c.begin(ctx, opts)
 	if err != nil {
 		return nil, c.fail(ctx, first, err)
@@ -321,7 +324,7 @@ func (c *conn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, e
 	*t = tx{c: c, inner: inner, ctx: ctx}
 	// A question of a microsecond, for drivers that lack one of the two only.
 	t.onConn = !c.keepOnRollback() && ctx.Done() != nil && calledBy("database/sql.(*Conn).BeginTx")
-	c.rec.flags |= flagInTx
+	c.rec.SetTx(true)
 	return t, nil
 }
 
@@ -366,7 +369,7 @@ type tx struct {
 }
 
 func (t *tx) Commit() error {
-	t.c.rec.begin(t.ctx, kindTx, "COMMIT")
+	t.c.rec.Begin(t.ctx, checkout.KindTx, "COMMIT")
 	defer t.ended()
 	if err := t.inner.Commit(); err != nil {
 		return t.c.fail(t.ctx, false, err)
@@ -381,8 +384,8 @@ func (t *tx) Commit() error {
 // on a sql.Conn, the transaction's own statements are not closed before the
 // connection is.
 func (t *tx) Rollback() error {
-	t.c.rec.begin(t.ctx, kindTx, "ROLLBACK")
-	t.c.rec.beginClose(flagRollback)
+	t.c.rec.Begin(t.ctx, checkout.KindTx, "ROLLBACK")
+	t.c.rec.BeginClose(checkout.Rollback)
 	defer t.ended()
 	discard := !t.c.keepOnRollback() && t.ctx.Err() != nil && !calledBy("database/sql.(*Tx).Rollback")
 	if discard {
@@ -416,6 +419,6 @@ func calledBy(function string) bool {
 }
 
 func (t *tx) ended() {
-	t.c.rec.flags &^= flagInTx
-	t.c.rec.end()
+	t.c.rec.SetTx(false)
+	t.c.rec.End()
 }

@@ -12,7 +12,7 @@ import (
 // go one way: cmd, the exporters, baldur, internal packages, the standard library.
 // A package that is not listed may import none.
 var imports = map[string][]string{
-	"": {"github.com/lib/pq", "internal/clock", "internal/hook", "internal/lockqueue", "internal/pgsql", "internal/pqconn", "internal/sqlpool",
+	"": {"github.com/lib/pq", "internal/callsite", "internal/checkout", "internal/clock", "internal/hook", "internal/lockqueue", "internal/pgsql", "internal/pqconn", "internal/sqlpool",
 		"internal/sqltext", "internal/stack", "internal/text"},
 	"baldurhttp":          {"", "internal/text", "github.com/google/pprof/profile"},
 	"baldurotel":          {"", "internal/hook", "internal/sqltext", "github.com/XSAM/otelsql", "go.opentelemetry.io/"},
@@ -21,6 +21,8 @@ var imports = map[string][]string{
 	"cmd/baldur":          {"", "cmd/baldur/internal/shop", "internal/pgserver", "github.com/lib/pq"},
 	"examples/httpserver": {"", "baldurhttp", "baldurotel", "baldurprom", "internal/pgserver", "go.opentelemetry.io/", "github.com/prometheus/client_golang/"},
 
+	"internal/callsite":      {"internal/stack"},
+	"internal/checkout":      {"internal/clock", "internal/pqconn", "internal/stack"},
 	"internal/clock":         {"internal/tsc"},
 	"internal/pgserver":      {"github.com/lib/pq", "github.com/fergusstrange/embedded-postgres"},
 	"internal/pgsql":         {"github.com/lib/pq"},

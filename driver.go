@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/baldur-go/baldur/internal/checkout"
 	"github.com/baldur-go/baldur/internal/pqconn"
 )
 
@@ -181,9 +182,9 @@ func Raw(conn *sql.Conn, f func(driver.Conn) error) error {
 		if r == nil {
 			return f(Unwrap(dc.(driver.Conn)))
 		}
-		r.begin(context.Background(), kindConn, "")
-		defer r.end()
-		return f(r.inner)
+		r.Begin(context.Background(), checkout.KindConn, "")
+		defer r.End()
+		return f(r.Inner)
 	})
 }
 
@@ -211,9 +212,9 @@ func (c *connector) Connect(ctx context.Context) (driver.Conn, error) {
 	r := c.t.add(Unwrap(ci), sock, closed)
 	c.t.connected(ctx, c.t.clk.Now()-began)
 	if calledByPool() {
-		r.take(ctx)
+		r.Take(ctx)
 	}
-	return newConn(r, ci, pqconn.Poisoned), nil
+	return newConn(c.t, r, ci, pqconn.Poisoned), nil
 }
 
 // calledByPool tells whether Connect was called for the goroutine that it runs

@@ -25,14 +25,14 @@ func HoldsOf(function string) (n uint64, sum time.Duration) {
 func RecordOf(dc any) (int64, driver.Conn) {
 	switch c := dc.(type) {
 	case fullConn:
-		return c.rec.id, c.inner
+		return c.rec.ID, c.inner
 	case execConn:
-		return c.rec.id, c.inner
+		return c.rec.ID, c.inner
 	case queryConn:
-		return c.rec.id, c.inner
+		return c.rec.ID, c.inner
 	}
 	c := dc.(*conn)
-	return c.rec.id, c.inner
+	return c.rec.ID, c.inner
 }
 
 // FakeSuspendGap has the machine suspended for d so far.
@@ -49,4 +49,4 @@ func (t *Tracker) WrongCounter(d time.Duration) {
 }
 
 // KeptText is the query's text that the pool's first connection keeps.
-func (t *Tracker) KeptText() string { return t.list()[0].query }
+func (t *Tracker) KeptText() string { return t.ledger.Records()[0].Query }

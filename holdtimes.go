@@ -15,9 +15,9 @@ type HoldBucket struct {
 // always the same, from 1.024 µs to 73 minutes, two for each power of two; counts
 // never fall. A checkout that ends meanwhile may be in one of the two only.
 func (t *Tracker) HoldTimes() (buckets []HoldBucket, total time.Duration) {
-	t.flushHolds()
-	t.holds.Each(func(below time.Duration, n uint64) {
+	holds := t.ledger.Holds()
+	holds.Each(func(below time.Duration, n uint64) {
 		buckets = append(buckets, HoldBucket{below, n})
 	})
-	return buckets, t.holds.Sum()
+	return buckets, holds.Sum()
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/baldur-go/baldur/internal/checkout"
 	"github.com/baldur-go/baldur/internal/hook"
 	"github.com/baldur-go/baldur/internal/stack"
 )
@@ -51,6 +52,12 @@ type Return struct {
 
 	t    *Tracker
 	site *stack.Site
+}
+
+// CallSite is the line that took the connection: see [ConnectionInfo.CallSite].
+func (r Return) CallSite() Frame {
+	info := r.t.sites.of(r.site)
+	return ConnectionInfo{StackTrace: info.frames, site: info.at}.CallSite()
 }
 
 // StackTrace is the call stack of the taking, from the application's own frame
@@ -129,7 +136,7 @@ func (t *Tracker) announce() {
 	t.announcing.Lock()
 	defer t.announcing.Unlock()
 	t.mu.Lock()
-	inUse := len(t.records) > 0 || !t.isClosedLocked()
+	inUse := t.ledger.Len() > 0 || !t.isClosedLocked()
 	t.mu.Unlock()
 	if inUse == t.announced {
 		return
@@ -153,18 +160,10 @@ func (t *Tracker) connected(ctx context.Context, took time.Duration) {
 	}
 }
 
-// returned tells the hooks that the connection of r, which has ended its
-// checkout, is back.
-func (r *record) returned() {
-	ret := Return{
-		ConnectionID: r.id,
-		AcquiredAt:   r.clk.At(r.start),
-		Held:         r.clk.Now() - r.start,
-		Span:         r.span,
-		t:            r.t,
-		site:         r.site,
-	}
-	for _, h := range r.t.hooks {
+// returned tells the hooks that a checkout has ended.
+func (t *Tracker) returned(r checkout.Return) {
+	ret := Return{ConnectionID: r.ID, AcquiredAt: r.Start, Held: r.Held, Span: SpanContext(r.Span), t: t, site: r.Site}
+	for _, h := range t.hooks {
 		if h.Returned != nil {
 			guarded(func() { h.Returned(ret) })
 		}
@@ -197,13 +196,11 @@ func (t *Tracker) Connections() (idle, used int, ok bool) {
 	if !known {
 		return 0, 0, false
 	}
-	for _, r := range t.list() {
-		r.mu.Lock()
-		taken, act := r.seq > 0, r.act.get()
-		r.mu.Unlock()
-		out := act&flagOut != 0
+	for _, r := range t.ledger.Records() {
+		flags, taken := r.Usage()
+		out := flags&checkout.Out != 0
 		switch {
-		case !out && act&flagClosing != 0: // on its way out of the pool
+		case !out && flags&checkout.Closing != 0: // on its way out of the pool
 		case !taken:
 			return 0, 0, false
 		case out:

@@ -6,6 +6,9 @@ import (
 	"errors"
 	"reflect"
 	"time"
+
+	"github.com/baldur-go/baldur/internal/checkout"
+	"github.com/baldur-go/baldur/internal/text"
 )
 
 var errNotTracked = errors.New("baldur: Label: the connection is not tracked")
@@ -53,16 +56,16 @@ func LabelConn(c driver.Conn, name string) error {
 	if r == nil {
 		return errNotTracked
 	}
-	r.setLabel(name)
+	r.SetLabel(text.Clean(name))
 	return nil
 }
 
 // recordOf finds the record of a connection, which is ours, one around ours or
 // the driver's own; nil if there is none.
-func recordOf(c driver.Conn) *record {
+func recordOf(c driver.Conn) *checkout.Record {
 	innermost := c
 	for innermost != nil {
-		if own, ok := innermost.(interface{ record() *record }); ok {
+		if own, ok := innermost.(interface{ record() *checkout.Record }); ok {
 			return own.record()
 		}
 		w, ok := innermost.(interface{ Raw() driver.Conn })
@@ -75,8 +78,8 @@ func recordOf(c driver.Conn) *record {
 		return nil
 	}
 	for _, t := range Trackers() {
-		for _, r := range t.list() {
-			if reflect.TypeOf(r.inner) == reflect.TypeOf(innermost) && r.inner == innermost {
+		for _, r := range t.ledger.Records() {
+			if reflect.TypeOf(r.Inner) == reflect.TypeOf(innermost) && r.Inner == innermost {
 				return r
 			}
 		}

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/baldur-go/baldur/internal/callsite"
+	"github.com/baldur-go/baldur/internal/checkout"
 	"github.com/baldur-go/baldur/internal/sqltext"
 	"github.com/baldur-go/baldur/internal/text"
 )
@@ -92,7 +94,7 @@ func (f Frame) at() string {
 // short is the function without the folders of its import path, but for the one
 // that a major version is of: "pop/v6.newTX".
 func (f Frame) short() string {
-	pkg, local := splitName(f.Function)
+	pkg, local := callsite.SplitName(f.Function)
 	if local == "" {
 		return pkg
 	}
@@ -179,7 +181,7 @@ func (c ConnectionInfo) CallSite() Frame {
 
 // begun tells whether a frame is the call site of a goroutine that a go statement
 // has begun in database/sql.
-func (f Frame) begun() bool { return strings.HasPrefix(f.Function, sqlPackage+".") }
+func (f Frame) begun() bool { return callsite.Started(f.Function) }
 
 // Doing says in words what the holder does: "idle in transaction for 40s".
 func (c ConnectionInfo) Doing() string {
@@ -297,47 +299,47 @@ func groupBySite(infos []ConnectionInfo) []LeakGroup {
 const maxQuery = 2 << 10
 
 // info makes the values of a snapshot.
-func (t *Tracker) info(s snapshot, now time.Duration) ConnectionInfo {
-	site := t.sites.of(s.site)
+func (t *Tracker) info(s checkout.Snapshot, now time.Duration) ConnectionInfo {
+	site := t.sites.of(s.Site)
 	c := ConnectionInfo{
-		ConnectionID:    s.rec.id,
-		AcquiredAt:      t.clk.At(s.start),
-		Held:            max(0, now-s.start),
+		ConnectionID:    s.Rec.ID,
+		AcquiredAt:      t.clk.At(s.Start),
+		Held:            max(0, now-s.Start),
 		Kind:            site.kind,
-		Label:           s.label,
-		InTransaction:   s.flags&flagInTx != 0,
-		RowsOpen:        s.flags&flagRows != 0,
+		Label:           s.Label,
+		InTransaction:   s.Flags&checkout.InTx != 0,
+		RowsOpen:        s.Flags&checkout.RowsOpen != 0,
 		StackTrace:      site.frames,
 		site:            site.at,
-		GoroutineID:     s.holder.ID(),
-		Goroutine:       Liveness(s.holder.State().String()),
-		LastGoroutineID: s.last.ID(),
-		BackendPID:      s.rec.pid,
-		Span:            s.span,
+		GoroutineID:     s.Holder.ID(),
+		Goroutine:       Liveness(s.Holder.State().String()),
+		LastGoroutineID: s.Last.ID(),
+		BackendPID:      s.Rec.PID,
+		Span:            SpanContext(s.Span),
 	}
-	used := s.flags&(flagCalled|flagInCall) != 0
+	used := s.Flags&(checkout.Called|checkout.InCall) != 0
 	if used && t.cfg.queryText {
-		c.QueryInfo = text.Lines(sqltext.Safe(s.query, maxQuery))
+		c.QueryInfo = text.Lines(sqltext.Safe(s.Query, maxQuery))
 	}
 	if used && c.Kind == KindUnknown {
-		c.Kind = s.first.public()
+		c.Kind = Kind(s.First.String())
 	}
 	switch {
-	case s.start > now-t.cfg.leakThreshold:
+	case s.Start > now-t.cfg.leakThreshold:
 		c.Verdict = VerdictInUse
 	case t.suspected(s, now):
 		c.Verdict = VerdictSuspected
 	default:
 		c.Verdict = VerdictLongHeld
 	}
-	since := max(0, now-s.used)
+	since := max(0, now-s.Used)
 	switch {
-	case s.flags&flagInCall != 0:
+	case s.Flags&checkout.InCall != 0:
 		c.State, c.InCall = StateInCall, since
-		if s.flags&flagRollback == flagClosing {
+		if s.Flags&checkout.Rollback == checkout.Closing {
 			c.State = StateClosing
 		}
-	case s.flags&flagUnwrapped != 0:
+	case s.Flags&checkout.Unwrapped != 0:
 		c.State, c.Idle = StateUnseen, since
 	case c.InTransaction:
 		c.State, c.Idle = StateIdleInTx, since

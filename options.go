@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/baldur-go/baldur/internal/checkout"
 )
 
 // Defaults of the settings; the ranges are in the comments of the options.
@@ -134,6 +136,15 @@ const (
 	CaptureSites                // the call stack
 	CaptureOff                  // neither: leaks are found, and where they were taken is unknown
 )
+
+// SetCapture changes what is noted of checkouts from now on. See [WithCapture].
+// A value that is none of the three is taken for [CaptureOff].
+func (t *Tracker) SetCapture(c Capture) {
+	if c < CaptureFull || c > CaptureOff {
+		c = CaptureOff
+	}
+	t.ledger.SetCapture(checkout.Capture(c))
+}
 
 // WithCapture sets what is noted of a checkout. Default [CaptureFull]. It can be
 // changed at run time, by [Tracker.SetCapture].

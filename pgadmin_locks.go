@@ -17,6 +17,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/baldur-go/baldur/internal/checkout"
 	"github.com/baldur-go/baldur/internal/pgsql"
 	"github.com/baldur-go/baldur/internal/pqconn"
 	"github.com/lib/pq"
@@ -113,8 +114,8 @@ func newHold(p *PGAdmin, key lockKey, s *Session) *hold {
 	h := &hold{p: p, key: key, s: s}
 	h.life, h.stop = context.WithCancelCause(context.Background())
 	_ = s.conn.Raw(func(dc any) error {
-		if c, ok := dc.(interface{ record() *record }); ok {
-			h.sock = c.record().sock
+		if c, ok := dc.(interface{ record() *checkout.Record }); ok {
+			h.sock = c.record().Sock
 		}
 		return nil
 	})

@@ -6,6 +6,7 @@ import (
 	"io"
 	"reflect"
 
+	"github.com/baldur-go/baldur/internal/checkout"
 	"github.com/baldur-go/baldur/internal/pqconn"
 )
 
@@ -33,7 +34,7 @@ var (
 // reachable from its connection, which would keep an abandoned one from being
 // collected.
 type rows struct {
-	rec   *record
+	rec   *checkout.Record
 	inner driver.Rows
 	c     *conn
 	ctx   context.Context // of the query
@@ -56,8 +57,8 @@ func (c *conn) wrapRows(ctx context.Context, inner driver.Rows, stmt bool) drive
 		c.free = r.next
 	}
 	// Field by field: writing pointers is dear while garbage is collected.
-	r.inner, r.ctx, r.seq, r.stmt = inner, ctx, c.rec.seq, stmt
-	c.rec.openRows()
+	r.inner, r.ctx, r.seq, r.stmt = inner, ctx, c.rec.Seq, stmt
+	c.rec.OpenRows()
 	return scannerRows(r)
 }
 
@@ -85,8 +86,8 @@ func (closedRows) Next([]driver.Value) error { return io.EOF }
 func (r *rows) Columns() []string { return r.inner.Columns() }
 
 func (r *rows) Next(dest []driver.Value) error {
-	r.rec.beginRow()
-	defer r.rec.endRow() // also when the driver panics
+	r.rec.BeginRow()
+	defer r.rec.EndRow() // also when the driver panics
 	err := r.inner.Next(dest)
 	if err != nil && err != io.EOF {
 		return r.c.fail(r.ctx, false, err)
@@ -96,20 +97,19 @@ func (r *rows) Next(dest []driver.Value) error {
 
 func (r *rows) Close() error {
 	c := r.c
-	if r.seq != c.rec.seq {
+	if r.seq != c.rec.Seq {
 		return r.inner.Close() // after the connection went back, or again
 	}
-	c.rec.flags |= flagDraining // resume publishes it
-	c.rec.resume(r.ctx)
-	defer c.rec.end()
+	c.rec.ResumeDraining(r.ctx)
+	defer c.rec.End()
 	var err error
-	if sock := c.rec.sock; r.stmt && sock.Outlives(r.ctx) {
+	if sock := c.rec.Sock; r.stmt && sock.Outlives(r.ctx) {
 		inner := r.inner // which recycleRows replaces
 		_, err = pqconn.UntilCut(sock, func() (struct{}, error) { return struct{}{}, inner.Close() })
 	} else {
 		err = r.inner.Close()
 	}
-	c.rec.closeRows()
+	c.rec.CloseRows()
 	if err != nil {
 		err = c.fail(r.ctx, false, err)
 	}
@@ -127,8 +127,8 @@ func (r *rows) NextResultSet() error {
 	if !ok {
 		return io.EOF
 	}
-	r.rec.beginRow()
-	defer r.rec.endRow()
+	r.rec.BeginRow()
+	defer r.rec.EndRow()
 	err := x.NextResultSet()
 	if err != nil && err != io.EOF {
 		return r.c.fail(r.ctx, false, err)

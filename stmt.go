@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql/driver"
 
+	"github.com/baldur-go/baldur/internal/checkout"
 	"github.com/baldur-go/baldur/internal/pqconn"
 )
 
@@ -35,7 +36,7 @@ func (s converterStmt) ColumnConverter(i int) driver.ValueConverter { return s.c
 
 func (c *conn) wrapStmt(inner driver.Stmt, query string) driver.Stmt {
 	s := &stmt{c: c, inner: inner, query: query}
-	c.rec.statements.Add(1)
+	c.rec.Statements.Add(1)
 	s.execCtx, _ = inner.(driver.StmtExecContext)
 	s.qryCtx, _ = inner.(driver.StmtQueryContext)
 	if s.checker, _ = inner.(driver.NamedValueChecker); s.checker == nil {
@@ -54,13 +55,13 @@ func (c *conn) wrapStmt(inner driver.Stmt, query string) driver.Stmt {
 // holder, not the pool.
 func (s *stmt) Close() error {
 	r := s.c.rec
-	defer r.statements.Add(-1)
-	if r.sock != nil && (r.flags&flagOut == 0 || s.c.bad) {
+	defer r.Statements.Add(-1)
+	if r.Sock != nil && (!r.IsOut() || s.c.bad) {
 		s.c.unclosed = append(s.c.unclosed, s.inner)
 		return nil
 	}
-	r.beginClose(flagClosing)
-	defer r.endClose()
+	r.BeginClose(checkout.Closing)
+	defer r.EndClose()
 	if err := s.inner.Close(); err != nil {
 		return s.c.fail(context.Background(), false, err)
 	}
@@ -86,9 +87,9 @@ func (s *stmt) Query(args []driver.Value) (driver.Rows, error) {
 }
 
 func (s *stmt) ExecContext(ctx context.Context, args []driver.NamedValue) (res driver.Result, err error) {
-	s.c.rec.begin(ctx, kindStmt, s.query)
-	defer s.c.rec.end()
-	if sock := s.c.rec.sock; s.execCtx != nil && sock.Outlives(ctx) {
+	s.c.rec.Begin(ctx, checkout.KindStmt, s.query)
+	defer s.c.rec.End()
+	if sock := s.c.rec.Sock; s.execCtx != nil && sock.Outlives(ctx) {
 		res, err = pqconn.UntilCut(sock, func() (driver.Result, error) { return s.execCtx.ExecContext(ctx, args) })
 	} else if s.execCtx != nil {
 		res, err = s.execCtx.ExecContext(ctx, args)
@@ -104,9 +105,9 @@ func (s *stmt) ExecContext(ctx context.Context, args []driver.NamedValue) (res d
 }
 
 func (s *stmt) QueryContext(ctx context.Context, args []driver.NamedValue) (rs driver.Rows, err error) {
-	s.c.rec.begin(ctx, kindStmt, s.query)
-	defer s.c.rec.end()
-	if sock := s.c.rec.sock; s.qryCtx != nil && sock.Outlives(ctx) {
+	s.c.rec.Begin(ctx, checkout.KindStmt, s.query)
+	defer s.c.rec.End()
+	if sock := s.c.rec.Sock; s.qryCtx != nil && sock.Outlives(ctx) {
 		rs, err = pqconn.UntilCut(sock, func() (driver.Rows, error) { return s.qryCtx.QueryContext(ctx, args) })
 	} else if s.qryCtx != nil {
 		rs, err = s.qryCtx.QueryContext(ctx, args)

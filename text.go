@@ -9,6 +9,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/baldur-go/baldur/internal/callsite"
 	"github.com/baldur-go/baldur/internal/text"
 )
 
@@ -264,7 +265,7 @@ func (f Frame) place() string {
 
 // pkg is the package in the function's name.
 func (f Frame) pkg() string {
-	pkg, _ := splitName(f.Function)
+	pkg, _ := callsite.SplitName(f.Function)
 	return pkg
 }
 

@@ -16,10 +16,10 @@ import (
 	"time"
 	"weak"
 
+	"github.com/baldur-go/baldur/internal/checkout"
 	"github.com/baldur-go/baldur/internal/clock"
 	"github.com/baldur-go/baldur/internal/pqconn"
 	"github.com/baldur-go/baldur/internal/sqlpool"
-	"github.com/baldur-go/baldur/internal/stack"
 )
 
 // Tracker knows who holds each connection of a pool. Get it by [TrackerOf]. Its
@@ -28,9 +28,9 @@ import (
 type Tracker struct {
 	cfg     *config
 	clk     *clock.Clock
+	ledger  *checkout.Ledger
 	sites   *siteCache
 	dialing atomic.Int32 // Connect calls in flight
-	capture atomic.Int32 // a Capture
 	name    atomic.Pointer[string]
 	returns atomic.Int64 // counted by the return audit, where there is one
 	leaked  atomic.Int64 // checkouts that were reported as suspected
@@ -39,29 +39,33 @@ type Tracker struct {
 	announcing sync.Mutex // guards the field below, and orders the calls of Opened and Closed
 	announced  bool       // Opened was called, and Closed not since
 
-	mu        sync.Mutex // guards the fields below
-	db        *sql.DB    // nil: not known
-	shared    bool       // more than one pool uses the connector: db's figures are not ours
-	records   []*record  // of the open connections
-	lastID    int64
-	leaks     []*leak // reported, not known to be back
+	mu        sync.Mutex       // guards the fields below
+	db        *sql.DB          // nil: not known
+	shared    bool             // more than one pool uses the connector: db's figures are not ours
+	leaks     []*checkout.Leak // reported, not known to be back
 	onRelease []func(ConnectionInfo)
 	closed    chan struct{} // closed by close
 	quorums   []*PGQuorum   // in use
 
 	dirty      []DirtyReturn // the last ones
 	dirtyTotal int
-
-	holds stack.Hist // of all checkouts that were counted; last, since other fields are read at each checkout
 }
 
 func newTracker(cfg *config) *Tracker {
 	t := &Tracker{cfg: cfg, hooks: cfg.hooks, closed: make(chan struct{})}
 	t.sites = siteCacheOf(cfg.skipPackages, cfg.skipFunctions)
 	t.name.Store(&cfg.poolName)
-	t.capture.Store(int32(cfg.capture))
 	tick := min(100*time.Millisecond, max(time.Millisecond, min(cfg.leakThreshold, cfg.cancelGrace)/10))
-	t.clk = clock.New(tick, t.sweep)
+	t.clk = clock.New(tick, func() bool { return t.ledger.Sweep(t.clk.Kernel()) })
+	c := checkout.Config{Tag: t.sites.tag, HideText: !cfg.queryText, Grace: cfg.cancelGrace, Closed: t.remove}
+	if hook := cfg.spanContext; hook != nil {
+		c.Span = func(ctx context.Context) checkout.Span { return checkout.Span(guardedSpan(hook, ctx)) }
+	}
+	if t.hooks != nil {
+		c.Returned = t.returned
+	}
+	t.ledger = checkout.NewLedger(t.clk, c)
+	t.SetCapture(cfg.capture)
 	return t
 }
 
@@ -135,7 +139,7 @@ func (t *Tracker) close() {
 	if !t.isClosedLocked() {
 		close(t.closed)
 	}
-	empty := len(t.records) == 0
+	empty := t.ledger.Len() == 0
 	t.mu.Unlock()
 	t.clk.Stop()
 	if empty { // else remove does it
@@ -176,60 +180,29 @@ func (t *Tracker) isClosedLocked() bool {
 
 // add makes the record of a new connection. Its dialling began before the pool
 // was closed, or after, for a second pool on the connector.
-func (t *Tracker) add(inner driver.Conn, sock *pqconn.Socket, afterClose bool) *record {
+func (t *Tracker) add(inner driver.Conn, sock *pqconn.Socket, afterClose bool) *checkout.Record {
 	defer t.announce()
-	r := &record{t: t, clk: t.clk, inner: inner, pid: pqconn.PID(inner), sock: sock, hideText: !t.cfg.queryText}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.lastID++
-	r.id = t.lastID
-	if len(t.records) == 0 { // rarely more than once
+	if t.ledger.Len() == 0 { // rarely more than once
 		if afterClose && t.isClosedLocked() {
 			t.closed = make(chan struct{})
 			t.clk.Reopen()
 		}
 		t.register()
 	}
-	r.index = len(t.records)
-	t.records = append(t.records, r)
-	return r
+	return t.ledger.Add(inner, pqconn.PID(inner), sock)
 }
 
 // remove forgets a connection that is closed. It may be called twice.
-func (t *Tracker) remove(r *record) {
-	r.flush() // first: who does not find r among the records finds its holds in the histograms
+func (t *Tracker) remove(r *checkout.Record) {
 	defer t.announce()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if r.index < 0 {
-		return
-	}
-	last := len(t.records) - 1
-	t.records[r.index] = t.records[last]
-	t.records[r.index].index = r.index
-	t.records[last] = nil
-	t.records = t.records[:last]
-	r.index = -1
-	if last == 0 && t.isClosedLocked() {
+	t.ledger.Remove(r)
+	if t.ledger.Len() == 0 && t.isClosedLocked() {
 		t.unregister()
 	}
-}
-
-func (t *Tracker) list() []*record {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return slices.Clone(t.records)
-}
-
-// sweep is called at each tick of the clock while there is work.
-func (t *Tracker) sweep() (busy bool) {
-	now := t.clk.Kernel()
-	for _, r := range t.list() {
-		if r.sweep(now, t.cfg.cancelGrace) {
-			busy = true
-		}
-	}
-	return busy
 }
 
 // PoolName returns the pool's name. See [WithPoolName].
@@ -249,9 +222,9 @@ func (t *Tracker) Holders() []ConnectionInfo {
 
 // snapshots returns the checkouts that began at until or before, the longest
 // held first, and the number of all that there are.
-func (t *Tracker) snapshots(until time.Duration) (snapshots []snapshot, all int) {
-	for _, r := range t.list() {
-		s, out, old := r.snapshot(until)
+func (t *Tracker) snapshots(until time.Duration) (snapshots []checkout.Snapshot, all int) {
+	for _, r := range t.ledger.Records() {
+		s, out, old := r.Snapshot(until)
 		if out {
 			all++
 		}
@@ -259,7 +232,7 @@ func (t *Tracker) snapshots(until time.Duration) (snapshots []snapshot, all int)
 			snapshots = append(snapshots, s)
 		}
 	}
-	slices.SortFunc(snapshots, func(a, b snapshot) int { return cmp.Compare(a.start, b.start) })
+	slices.SortFunc(snapshots, func(a, b checkout.Snapshot) int { return cmp.Compare(a.Start, b.Start) })
 	return snapshots, all
 }
 
@@ -292,19 +265,11 @@ func (t *Tracker) balance() (state sqlpool.State, ok bool, connecting, closing, 
 			return state, false, int(t.dialing.Load()), closing, -1
 		}
 		connecting = state.Pending + int(t.dialing.Load())
-		tracked := 0
-		closing = 0 // those that have left the pool for that
-		for _, r := range t.list() {
-			switch act := r.act.get(); {
-			case act&flagOut != 0:
-				tracked++
-			case act&flagClosing != 0:
-				closing++
-			}
-		}
+		var tracked int
+		tracked, closing = t.ledger.Count()
 		n := max(0, state.InUse()-connecting-tracked-closing)
 		if n > 0 {
-			n = min(n, t.neverOut())
+			n = min(n, t.ledger.NeverOut())
 		}
 		if unattributed < 0 || n < unattributed {
 			unattributed = n
@@ -316,18 +281,6 @@ func (t *Tracker) balance() (state sqlpool.State, ok bool, connecting, closing, 
 	return state, true, connecting, closing, unattributed
 }
 
-// neverOut counts the connections that have never been seen to go out.
-func (t *Tracker) neverOut() (n int) {
-	for _, r := range t.list() {
-		r.mu.Lock()
-		if r.seq == 0 && r.act.get()&flagClosing == 0 {
-			n++
-		}
-		r.mu.Unlock()
-	}
-	return n
-}
-
 // Report looks at every connection that is out and lists the holders that are
 // suspected of a leak. It costs some 100 ns for each connection and some µs for
 // each call site that it meets for the first time.
@@ -337,7 +290,7 @@ func (t *Tracker) Report() LeakReport {
 }
 
 // report also returns the suspected leaks, in the order of SuspectedLeaks.
-func (t *Tracker) report() (LeakReport, []*leak) {
+func (t *Tracker) report() (LeakReport, []*checkout.Leak) {
 	state, ok, connecting, closing, unattributed := t.balance()
 	now := t.clk.Kernel()
 	snapshots, tracked := t.snapshots(now - t.cfg.leakThreshold)
@@ -355,7 +308,7 @@ func (t *Tracker) report() (LeakReport, []*leak) {
 	}
 	report.DirtyReturns, report.DirtyTotal = t.DirtyReturns()
 	report.DirtyReturns = report.DirtyReturns[max(0, len(report.DirtyReturns)-reportDirty):]
-	var leaks []*leak
+	var leaks []*checkout.Leak
 	for _, s := range snapshots {
 		info := t.info(s, now)
 		if info.Verdict != VerdictSuspected {
@@ -363,9 +316,8 @@ func (t *Tracker) report() (LeakReport, []*leak) {
 			continue
 		}
 		info.mayWait = stats.WaitingRequests > 0 && info.Goroutine == GoroutineAlive && info.LastGoroutineID == info.GoroutineID
-		fresh := &leak{info: info, rec: s.rec, seq: s.seq, start: s.start}
-		if l, ok := s.rec.mark(s, fresh); ok { // else it has just come back
-			if l == fresh {
+		if l, fresh := s.Rec.Mark(s, info); l != nil { // else it has just come back
+			if fresh {
 				t.leaked.Add(1)
 			}
 			report.SuspectedLeaks = append(report.SuspectedLeaks, info)
@@ -382,9 +334,9 @@ func (t *Tracker) report() (LeakReport, []*leak) {
 }
 
 func (t *Tracker) openStatements() (all []OpenStatements) {
-	for _, r := range t.list() {
-		if n := int(r.statements.Load()); n >= OpenStatementsBound {
-			all = append(all, OpenStatements{r.id, n})
+	for _, r := range t.ledger.Records() {
+		if n := int(r.Statements.Load()); n >= OpenStatementsBound {
+			all = append(all, OpenStatements{r.ID, n})
 		}
 	}
 	slices.SortStableFunc(all, func(a, b OpenStatements) int { return cmp.Compare(b.Open, a.Open) })
@@ -401,19 +353,19 @@ func (t *Tracker) openStatements() (all []OpenStatements) {
 //     time of a use is early by up to a tick
 //
 // Both times are the kernel's. The counter can only make a checkout later than that.
-func (t *Tracker) suspected(s snapshot, now time.Duration) bool {
-	return s.label == "" && s.flags&(flagInCall|flagUnwrapped) == 0 && now-s.used >= t.cfg.leakThreshold+t.clk.Tick()
+func (t *Tracker) suspected(s checkout.Snapshot, now time.Duration) bool {
+	return s.Label == "" && s.Flags&(checkout.InCall|checkout.Unwrapped) == 0 && now-s.Used >= t.cfg.leakThreshold+t.clk.Tick()
 }
 
 // settle calls OnConnectionReleased's functions for the reported leaks that are
 // back, and keeps the others, fresh ones added.
-func (t *Tracker) settle(fresh []*leak) {
+func (t *Tracker) settle(fresh []*checkout.Leak) {
 	var back []ConnectionInfo
 	t.mu.Lock()
-	known := map[*leak]bool{}
+	known := map[*checkout.Leak]bool{}
 	waiting := t.leaks[:0]
 	for _, l := range t.leaks {
-		if info, ok := l.returned(); ok {
+		if info, ok := returned(l); ok {
 			back = append(back, info)
 		} else {
 			known[l] = true
@@ -475,7 +427,7 @@ func (t *Tracker) watch(ctx context.Context, every time.Duration, who string, f 
 	t.mu.Unlock()
 	ticker := time.NewTicker(every)
 	defer ticker.Stop()
-	told := map[*leak]bool{}
+	told := map[*checkout.Leak]bool{}
 	for {
 		select {
 		case <-ctx.Done():
@@ -489,7 +441,7 @@ func (t *Tracker) watch(ctx context.Context, every time.Duration, who string, f 
 }
 
 // news is a report of what told does not have, and brings told up to date.
-func (t *Tracker) news(told map[*leak]bool) (LeakReport, bool) {
+func (t *Tracker) news(told map[*checkout.Leak]bool) (LeakReport, bool) {
 	report, leaks := t.report()
 	var fresh []ConnectionInfo
 	for i, l := range leaks {
@@ -500,7 +452,7 @@ func (t *Tracker) news(told map[*leak]bool) (LeakReport, bool) {
 	}
 	report.SuspectedLeaks = fresh
 	for l := range told {
-		if info, ok := l.returned(); ok {
+		if info, ok := returned(l); ok {
 			report.Returned = append(report.Returned, info)
 			delete(told, l)
 		}
@@ -509,26 +461,13 @@ func (t *Tracker) news(told map[*leak]bool) (LeakReport, bool) {
 	return report, len(fresh) > 0 || len(report.Returned) > 0
 }
 
-// leak is a checkout that a report has listed as suspected.
-type leak struct {
-	info  ConnectionInfo
-	rec   *record
-	seq   uint64
-	start time.Duration
-	held  atomic.Int64 // how long it was out, in ns; 0: still out
-}
-
-// returned returns what was reported, with Held as it was at the end, if the
+// returned returns what was reported of a leak, with Held as it was at the end, if the
 // connection is back.
-func (l *leak) returned() (ConnectionInfo, bool) {
-	if l.held.Load() == 0 {
-		if s, out, _ := l.rec.snapshot(math.MaxInt64); out && s.seq == l.seq {
-			return l.info, false
-		}
-		// Missed by give, for which see there: it was just now, or nearly.
-		l.held.CompareAndSwap(0, int64(max(1, l.rec.clk.Now()-l.start)))
+func returned(l *checkout.Leak) (ConnectionInfo, bool) {
+	info := l.Told.(ConnectionInfo)
+	held, ok := l.Returned()
+	if ok {
+		info.Held = held
 	}
-	info := l.info
-	info.Held = time.Duration(l.held.Load())
-	return info, true
+	return info, ok
 }

@@ -1,4 +1,4 @@
-package baldur
+package checkout
 
 import (
 	"time"
@@ -6,24 +6,23 @@ import (
 	"github.com/baldur-go/baldur/internal/stack"
 )
 
-// holds gathers how long a connection was held, checkout by checkout, as long
-// as they are of one call site and one bucket of its histogram. So connections
-// that are taken at one place do not all write the same cache lines at each
-// return.
+// holds gathers how long a connection was held by consecutive checkouts of one call
+// site that fall into one bucket of its histogram. So connections that are taken at
+// one place do not all write the same cache lines at each return.
 //
-// It is part of a record and guarded by its lock, but for ended: give sets that
-// without the lock, only after a take has cleared it under the lock. Each hold
-// gets into the histograms, its call site's and its pool's, once; so counts are
-// exact whenever flush was called.
+// It is part of a Record and guarded by its lock, except for ended: Give sets that
+// without the lock, and only after a Take has cleared it under the lock. Each hold
+// gets into the two histograms, its call site's and its pool's, once. So counts are
+// exact after flush.
 type holds struct {
-	ended  word // how long the last checkout took, ns; 0: counted, or not to be
+	ended  cell // how long the last checkout took, ns; 0: already counted, or not to be counted
 	at     *stack.Site
 	bucket int
 	n      uint64 // not yet in the histograms
 	sum    time.Duration
 }
 
-// count counts the checkout that has ended, if there is one. It was taken at site.
+// count counts the checkout that has ended, if there is one. site is where it was taken.
 func (h *holds) count(site *stack.Site, pool *stack.Hist) {
 	d := time.Duration(h.ended.get())
 	if d == 0 {
@@ -46,24 +45,10 @@ func (h *holds) flush(pool *stack.Hist) {
 	}
 }
 
-// flush brings the histograms up to date with what the record has gathered.
-func (r *record) flush() {
+// flush adds what the record has gathered to the histograms.
+func (r *Record) flush() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.holds.count(r.site, &r.t.holds)
-	r.holds.flush(&r.t.holds)
-}
-
-// flushHolds brings the histograms up to date with all records of the pool.
-func (t *Tracker) flushHolds() {
-	for _, r := range t.list() {
-		r.flush()
-	}
-}
-
-// flushHolds brings the histograms of all call sites up to date.
-func flushHolds() {
-	for _, t := range Trackers() {
-		t.flushHolds()
-	}
+	r.holds.count(r.Site, &r.ledger.holds)
+	r.holds.flush(&r.ledger.holds)
 }

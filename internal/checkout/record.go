@@ -1,8 +1,11 @@
-package baldur
+// Package checkout notes what becomes of a pool's connections: a Record for each, a
+// Ledger for the pool.
+package checkout
 
 import (
 	"context"
 	"database/sql/driver"
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -11,164 +14,164 @@ import (
 	"github.com/baldur-go/baldur/internal/clock"
 	"github.com/baldur-go/baldur/internal/pqconn"
 	"github.com/baldur-go/baldur/internal/stack"
-	"github.com/baldur-go/baldur/internal/text"
 )
 
-// The flags of a record's activity word, below the coarse time in ms.
+// The flags of a Record's activity cell, below the coarse time in ms.
 const (
-	flagOut       = 1 << iota // checked out
-	flagInCall                // inside a call of the driver
-	flagCalled                // a call has ended since the checkout
-	flagInTx                  // between BeginTx and Commit or Rollback
-	flagRows                  // a Rows is open
-	flagClosing               // the call closes something; also of a connection that is not checked out
-	flagDraining              // the call reads what is left of a Rows
-	flagUnwrapped             // the driver's connection was handed out since the last call
-	flagBits      = 8
+	Out       = 1 << iota // checked out
+	InCall                // inside a call of the driver
+	Called                // a call has ended since the checkout
+	InTx                  // between BeginTx and Commit or Rollback
+	RowsOpen              // a Rows is open
+	Closing               // the call closes something; also on a connection that is not checked out
+	Draining              // the call reads what is left of a Rows
+	Unwrapped             // the driver's own connection was handed out since the last call
+	flagBits  = 8
 
-	flagRollback = flagClosing | flagDraining // of a rollback: as long as a closing, and no closing of a statement
+	Rollback = Closing | Draining // of a rollback: limited as a closing is, and told apart from the closing of a statement
 
-	flagsOfCall = flagInCall | flagClosing | flagDraining | flagUnwrapped
+	flagsOfCall = InCall | Closing | Draining | Unwrapped
 )
 
-// kind is a Kind in a byte: it is compared at each call.
-type kind uint8
+// A Kind is what a connection was taken for. It is compared at each call, hence a
+// byte.
+type Kind uint8
 
+// The kinds.
 const (
-	kindQuery kind = iota + 1
-	kindExec
-	kindTx
-	kindStmt
-	kindPing
-	kindConn
+	KindUnknown Kind = iota
+	KindQuery
+	KindExec
+	KindTx
+	KindStmt
+	KindPing
+	KindConn
 )
 
-func (k kind) public() Kind {
-	return [...]Kind{KindUnknown, KindQuery, KindExec, KindTx, KindStmt, KindPing, KindConn}[k]
+func (k Kind) String() string {
+	return [...]string{"unknown", "query", "exec", "tx", "stmt", "ping", "conn"}[k]
 }
 
-// A record is what the tracker knows of one physical connection. It has one
-// writer at a time, the goroutine whose call database/sql has let through to
-// the connection; reports read it from elsewhere. Nothing of it is shared with
-// another connection.
-type record struct {
-	act   word   // coarse time of the last use << flagBits | flags
+// A Record is what is known of one physical connection. It has one writer at a
+// time: the goroutine whose call database/sql has let through to the connection.
+// Reports read it from elsewhere. It shares nothing with other connections.
+type Record struct {
+	act   cell   // coarse time of the last use << flagBits | flags
 	flags uint64 // the writer's copy of the flags in act
 	clk   *clock.Clock
 	told  atomic.Bool // leak is set
 
-	t       *Tracker
-	id      int64
-	index   int            // in t.records, under its lock; -1: removed
-	pid     int            // the server's backend, 0: unknown
-	sock    *pqconn.Socket // the connection's socket where we dialled it, else nil
-	inner   driver.Conn    // the driver's own, below all wrappers
-	cut     atomic.Bool
-	rowsNow int // open Rows; of the writer
+	ledger  *Ledger
+	ID      int64
+	index   int            // in the ledger's records, under its lock; -1: removed
+	PID     int            // the server's backend, 0: unknown
+	Sock    *pqconn.Socket // nil: not dialled by us
+	Inner   driver.Conn    // the driver's own, below all wrappers
+	cut     atomic.Bool    // Sock was cut
+	rowsNow int            // open Rows; owned by the writer
 
-	statements atomic.Int32 // prepared, and not closed
-	hideText   bool         // see WithQueryText
+	Statements atomic.Int32 // prepared, and not closed
+	hideText   bool         // keep no query
 
 	mu sync.Mutex // guards the fields below; the writer may read them without it
-	checkout
+	Checkout
 	holds holds
-	leak  *leak           // the checkout was reported as suspected
-	done  <-chan struct{} // of the ctx of the call in flight, if sock is set
-	seen  time.Duration   // when the sweep first saw done closed during that call
-	reads uint32          // of sock, when the sweep last saw a Rows being drained
-	heard time.Duration   // when the sweep first saw that number
+	leak  *Leak           // the checkout was reported as suspected
+	done  <-chan struct{} // of the ctx of the call in flight, if Sock is set
+	seen  time.Duration   // when sweep first saw done closed during that call
+	reads uint32          // of Sock, when sweep last saw a Rows being drained
+	heard time.Duration   // when sweep first saw that number
 }
 
-// checkout is what is known of one stay outside the pool.
-type checkout struct {
-	seq    uint64 // of the record, counts checkouts
-	site   *stack.Site
-	start  time.Duration // by the exact clock
-	holder stack.G       // the goroutine that took it
-	last   stack.G       // the goroutine of the last call
-	span   SpanContext
-	first  kind // of the first call since the checkout
-	kind   kind // of the last call; may be of an earlier checkout while flagCalled and flagInCall are off
-	query  string
-	label  string // of an expected holder, see Label
+// A Checkout is what is known of one stay outside the pool.
+type Checkout struct {
+	Seq    uint64 // number of the checkout, from 1; 0: there was none yet
+	Site   *stack.Site
+	Start  time.Duration // by the exact clock
+	Holder stack.G       // the goroutine that took it
+	Last   stack.G       // the goroutine of the last call
+	Span   Span
+	First  Kind // of the first call since the checkout
+	Kind   Kind // of the last call; may be of an earlier checkout while Called and InCall are off
+	Query  string
+	Label  string // of an expected holder
 }
 
-// take notes that the calling goroutine has the connection from now on.
-func (r *record) take(ctx context.Context) {
+// Take notes that the calling goroutine has the connection from now on.
+func (r *Record) Take(ctx context.Context) {
 	var site *stack.Site
-	if Capture(r.t.capture.Load()) != CaptureOff {
-		site = stack.Capture(r.t.sites.tag)
+	if Capture(r.ledger.capture.Load()) != CaptureOff {
+		site = stack.Capture(r.ledger.cfg.Tag)
 	}
-	var span SpanContext
-	if hook := r.t.cfg.spanContext; hook != nil {
-		span = guardedSpan(hook, ctx)
+	var span Span
+	if hook := r.ledger.cfg.Span; hook != nil {
+		span = hook(ctx)
 	}
 	ms, g, now := r.clk.Coarse(), stack.CurrentG(), r.clk.Now()
 	r.mu.Lock()
-	r.holds.count(r.site, &r.t.holds)
-	r.seq++
-	r.site, r.start, r.holder, r.last, r.span, r.label = site, now, g, g, span, ""
+	r.holds.count(r.Site, &r.ledger.holds)
+	r.Seq++
+	r.Site, r.Start, r.Holder, r.Last, r.Span, r.Label = site, now, g, g, span, ""
 	if r.leak != nil {
 		r.leak = nil
 		r.told.Store(false)
 	}
-	r.flags = flagOut
-	r.act.set(uint64(ms)<<flagBits | flagOut)
+	r.flags = Out
+	r.act.set(uint64(ms)<<flagBits | Out)
 	r.mu.Unlock()
 }
 
-// keptQuery is how long a query's text may be, in bytes, to be kept by a connection
-// that lies in the pool. To drop each would cost a lock for each checkout.
+// keptQuery is the longest query, in bytes, that a connection keeps while it lies in
+// the pool. To drop every query would cost a lock for each checkout.
 const keptQuery = 256
 
-// give notes that the connection has come back or is being closed. The pool
-// may say so twice.
-func (r *record) give() {
-	if r.flags&flagOut == 0 {
+// Give notes that the connection has come back or is being closed. database/sql may
+// say so twice.
+func (r *Record) Give() {
+	if r.flags&Out == 0 {
 		return
 	}
 	r.flags, r.rowsNow = 0, 0
 	r.act.set(0)
-	if r.site != nil && Capture(r.t.capture.Load()) == CaptureFull {
-		r.holds.ended.set(uint64(max(1, r.clk.Now()-r.start)))
+	if r.Site != nil && Capture(r.ledger.capture.Load()) == CaptureFull {
+		r.holds.ended.set(uint64(max(1, r.clk.Now()-r.Start)))
 	}
-	// told may be missed when a report sets it at this very moment (the store
-	// above is a plain one): leak.returned sees to that.
-	if r.done != nil || len(r.query) > keptQuery || r.told.Load() {
+	// A report may set told at this very moment, and the store above is a plain one,
+	// so told can be missed here: Leak.Returned sees to that.
+	if r.done != nil || len(r.Query) > keptQuery || r.told.Load() {
 		r.mu.Lock()
 		r.done = nil
-		if len(r.query) > keptQuery {
-			r.query = ""
+		if len(r.Query) > keptQuery {
+			r.Query = ""
 		}
 		if r.leak != nil {
-			r.leak.held.Store(int64(max(1, r.clk.Now()-r.start)))
+			r.leak.held.Store(int64(max(1, r.clk.Now()-r.Start)))
 			r.leak = nil
 			r.told.Store(false)
 		}
 		r.mu.Unlock()
 	}
-	if r.t.hooks != nil {
-		r.returned()
+	if f := r.ledger.cfg.Returned; f != nil {
+		f(Return{r.ID, r.clk.At(r.Start), r.clk.Now() - r.Start, r.Span, r.Site})
 	}
 }
 
-// begin notes that a call has started and tells whether it is the first since
-// the checkout. A connection that is used without having been seen to leave the
-// pool (one that database/sql's connectionOpener had made) is bound to its
-// holder here.
-func (r *record) begin(ctx context.Context, k kind, query string) (first bool) {
-	if r.flags&flagOut == 0 {
-		r.take(ctx)
+// Begin notes that a call has started and tells whether it is the first since the
+// checkout. A connection that is used although it was not seen to leave the pool
+// (one that database/sql's connectionOpener had made) is bound to its holder here.
+func (r *Record) Begin(ctx context.Context, k Kind, query string) (first bool) {
+	if r.flags&Out == 0 {
+		r.Take(ctx)
 	}
 	if r.hideText {
 		query = ""
 	}
-	first = r.flags&(flagCalled|flagInCall) == 0
-	if k != r.kind || first && k != r.first || !sameString(query, r.query) {
+	first = r.flags&(Called|InCall) == 0
+	if k != r.Kind || first && k != r.First || !sameString(query, r.Query) {
 		r.mu.Lock()
-		r.kind, r.query = k, query
+		r.Kind, r.Query = k, query
 		if first {
-			r.first = k
+			r.First = k
 		}
 		r.mu.Unlock()
 	}
@@ -176,33 +179,39 @@ func (r *record) begin(ctx context.Context, k kind, query string) (first bool) {
 	return first
 }
 
-// resume is begin for a call that goes on with what the last one has begun.
-func (r *record) resume(ctx context.Context) {
-	if r.flags&flagOut == 0 {
-		r.begin(ctx, r.kind, r.query)
+// Resume is Begin for a call that continues what the last one has begun.
+func (r *Record) Resume(ctx context.Context) {
+	if r.flags&Out == 0 {
+		r.Begin(ctx, r.Kind, r.Query)
 		return
 	}
 	r.enter(ctx)
 }
 
-// enter notes who is in a call from now on, and until when.
-func (r *record) enter(ctx context.Context) {
+// ResumeDraining is Resume for a call that reads what is left of a Rows.
+func (r *Record) ResumeDraining(ctx context.Context) {
+	r.flags |= Draining // published by Resume
+	r.Resume(ctx)
+}
+
+// enter notes whose call it is, and the ctx that limits it.
+func (r *Record) enter(ctx context.Context) {
 	var done <-chan struct{}
-	if r.sock != nil {
+	if r.Sock != nil {
 		done = ctx.Done()
 	}
-	if g := stack.CurrentG(); g != r.last || done != r.done {
+	if g := stack.CurrentG(); g != r.Last || done != r.done {
 		r.mu.Lock()
-		r.last, r.done, r.seen = g, done, 0
+		r.Last, r.done, r.seen = g, done, 0
 		r.mu.Unlock()
 	}
-	r.flags |= flagInCall
+	r.flags |= InCall
 	r.touch()
 }
 
-// watch notes until when the closings that follow may take, beside the grace.
-func (r *record) watch(ctx context.Context) {
-	if r.sock == nil {
+// LimitCloses has ctx limit the closings that follow, beside the grace.
+func (r *Record) LimitCloses(ctx context.Context) {
+	if r.Sock == nil {
 		return
 	}
 	r.mu.Lock()
@@ -210,148 +219,204 @@ func (r *record) watch(ctx context.Context) {
 	r.mu.Unlock()
 }
 
-// sameString tells whether two strings are one, for a fraction of the time that
-// it takes to compare them. A program's queries are mostly constants.
+// sameString tells whether two strings share their bytes, for a fraction of the time
+// that it takes to compare them. A program's queries are mostly constants.
 func sameString(a, b string) bool {
 	return len(a) == len(b) && unsafe.StringData(a) == unsafe.StringData(b)
 }
 
-// end notes that the call in flight has ended.
-func (r *record) end() {
-	r.flags = r.flags&^flagsOfCall | flagCalled
+// End notes that the call in flight has ended.
+func (r *Record) End() {
+	r.flags = r.flags&^flagsOfCall | Called
 	r.touch()
 }
 
-// beginClose notes that a call has started that closes something. It is no use
-// of a connection that is not checked out, and takes none.
-func (r *record) beginClose(how uint64) {
-	r.flags |= flagInCall | how
+// BeginClose notes that a call has started that closes something; how is Closing or
+// Rollback. Where the connection is not checked out it does not count as a use, and
+// does not check it out.
+func (r *Record) BeginClose(how uint64) {
+	r.flags |= InCall | how
 	r.touch()
 }
 
-func (r *record) endClose() {
+// EndClose is End for BeginClose.
+func (r *Record) EndClose() {
 	r.flags &^= flagsOfCall
-	if r.flags&flagOut == 0 {
+	if r.flags&Out == 0 {
 		r.act.set(0)
 		return
 	}
 	r.touch()
 }
 
-// closing notes that the connection is being closed. Unlike beginClose it does
-// not start the clock, which nothing here waits for.
-func (r *record) closing() {
-	r.flags |= flagInCall | flagClosing
+// Discard notes that the connection is being closed. Unlike BeginClose it does not
+// start the clock, since nothing waits for it here.
+func (r *Record) Discard() {
+	r.flags |= InCall | Closing
 	r.act.set(uint64(r.clk.Now().Milliseconds())<<flagBits | r.flags)
 }
 
-// unwrapped notes that the driver's own connection is handed out, the use of
-// which is not seen. It binds a connection that has never been seen to go out.
-func (r *record) unwrapped() {
-	if r.flags&flagOut == 0 && r.seq == 0 {
-		r.take(context.Background())
+// HandOut notes that the driver's own connection is handed out, whose use is not
+// seen. It binds a connection that was never seen to go out.
+func (r *Record) HandOut() {
+	if r.flags&Out == 0 && r.Seq == 0 {
+		r.Take(context.Background())
 	}
-	if r.flags&(flagOut|flagInCall) != flagOut { // in a call: inside of Raw, which is seen
+	if r.flags&(Out|InCall) != Out { // in a call: within baldur.Raw, which is seen
 		return
 	}
-	r.flags |= flagUnwrapped
+	r.flags |= Unwrapped
 	r.touch()
 }
 
 // touch publishes the flags with the coarse time.
-func (r *record) touch() { r.act.set(uint64(r.clk.Coarse())<<flagBits | r.flags) }
+func (r *Record) touch() { r.act.set(uint64(r.clk.Coarse())<<flagBits | r.flags) }
 
-// beginRow and endRow are begin and end for the reading of a row, which is to
-// cost next to nothing: one load and one plain store each (see word).
-func (r *record) beginRow() { r.act.set(uint64(r.clk.Coarse())<<flagBits | r.flags | flagInCall) }
-func (r *record) endRow()   { r.act.set(uint64(r.clk.Coarse())<<flagBits | r.flags) }
+// BeginRow and EndRow are Begin and End for the reading of a row, which must cost next
+// to nothing: one load and one plain store each (see cell).
+func (r *Record) BeginRow() { r.act.set(uint64(r.clk.Coarse())<<flagBits | r.flags | InCall) }
 
-// openRows and closeRows count the open Rows, within a call.
-func (r *record) openRows() {
+// EndRow: see BeginRow.
+func (r *Record) EndRow() { r.act.set(uint64(r.clk.Coarse())<<flagBits | r.flags) }
+
+// OpenRows and CloseRows count the open Rows, within a call.
+func (r *Record) OpenRows() {
 	r.rowsNow++
-	r.flags |= flagRows
+	r.flags |= RowsOpen
 }
 
-func (r *record) closeRows() {
+// CloseRows: see OpenRows.
+func (r *Record) CloseRows() {
 	if r.rowsNow--; r.rowsNow <= 0 {
 		r.rowsNow = 0
-		r.flags &^= flagRows
+		r.flags &^= RowsOpen
 	}
 }
 
-// setLabel names the holder for the rest of the checkout. It binds a connection
-// that has not been seen to go out.
-func (r *record) setLabel(name string) {
-	if r.act.get()&flagOut == 0 {
-		r.take(context.Background())
+// SetTx notes whether a transaction is open, within a call.
+func (r *Record) SetTx(open bool) {
+	if open {
+		r.flags |= InTx
+	} else {
+		r.flags &^= InTx
+	}
+}
+
+// Grace is the ledger's.
+func (r *Record) Grace() time.Duration { return r.ledger.cfg.Grace }
+
+// Closed has the record of a connection that is closed removed.
+func (r *Record) Closed() { r.ledger.cfg.Closed(r) }
+
+// IsOut tells its writer whether the connection is checked out.
+func (r *Record) IsOut() bool { return r.flags&Out != 0 }
+
+// WasCut tells whether the connection's socket was cut.
+func (r *Record) WasCut() bool { return r.cut.Load() }
+
+// Usage is what the record's flags are, and whether it was ever checked out.
+func (r *Record) Usage() (flags uint64, taken bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.act.get() & (1<<flagBits - 1), r.Seq > 0
+}
+
+// SetLabel names the holder for the rest of the checkout. It binds a connection that
+// was not seen to go out.
+func (r *Record) SetLabel(name string) {
+	if r.act.get()&Out == 0 {
+		r.Take(context.Background())
 	}
 	r.mu.Lock()
-	r.label = text.Clean(name)
+	r.Label = name
 	r.mu.Unlock()
 }
 
-// snapshot is a consistent copy of a record.
-type snapshot struct {
-	rec *record
-	checkout
-	used  time.Duration // start of the last call in flight, or end of the last one; the checkout's where there is none
-	flags uint64
+// A Snapshot is a consistent copy of a Record.
+type Snapshot struct {
+	Rec *Record
+	Checkout
+	Used  time.Duration // start of the call in flight, or end of the last one; the checkout's start if there was none
+	Flags uint64
 }
 
-// snapshot copies the record of a connection that is out, and was taken at until
-// or before; out tells whether it is out at all, old whether s is the copy. take
+// Snapshot copies the record of a connection that was taken at until or before and
+// is still out. out tells whether it is out at all, old whether s is the copy. Take
 // writes under the same lock, so the copy is of one checkout.
-func (r *record) snapshot(until time.Duration) (s snapshot, out, old bool) {
+func (r *Record) Snapshot(until time.Duration) (s Snapshot, out, old bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	act := r.act.get()
-	if act&flagOut == 0 || r.start > until {
-		return s, act&flagOut != 0, false
+	if act&Out == 0 || r.Start > until {
+		return s, act&Out != 0, false
 	}
-	s = snapshot{rec: r, checkout: r.checkout, flags: act & (1<<flagBits - 1)}
+	s = Snapshot{Rec: r, Checkout: r.Checkout, Flags: act & (1<<flagBits - 1)}
 	// The coarse time lags by up to a tick.
-	s.used = max(s.start, time.Duration(act>>flagBits)*time.Millisecond)
+	s.Used = max(s.Start, time.Duration(act>>flagBits)*time.Millisecond)
 	return s, true, true
 }
 
-// mark notes that the checkout of s is reported as suspected, unless it is over.
-// It returns the first leak that was marked.
-func (r *record) mark(s snapshot, l *leak) (*leak, bool) {
+// A Leak is a checkout that a report has listed as suspected.
+type Leak struct {
+	Told any // what that report said of it
+
+	rec   *Record
+	seq   uint64
+	start time.Duration
+	held  atomic.Int64 // how long it was out, in ns; 0: still out
+}
+
+// Mark notes that the checkout of s is reported as suspected. It returns its Leak,
+// and whether it is a new one, with told; nil if the checkout is over.
+func (r *Record) Mark(s Snapshot, told any) (l *Leak, fresh bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.seq != s.seq || r.act.get()&flagOut == 0 {
+	if r.Seq != s.Seq || r.act.get()&Out == 0 {
 		return nil, false
 	}
 	if r.leak == nil {
-		r.leak = l
+		r.leak = &Leak{Told: told, rec: r, seq: s.Seq, start: s.Start}
 		r.told.Store(true)
+		fresh = true
 	}
-	return r.leak, true
+	return r.leak, fresh
 }
 
-// sweep cuts the socket of a call that has outlived the end of its ctx by
-// grace, and of a closing that has lasted for grace; busy tells that there is a
-// call in flight which may come to that. The draining of a Rows may last as long
-// as there is something to read.
+// Returned tells whether the connection is back, and how long it was out.
+func (l *Leak) Returned() (held time.Duration, ok bool) {
+	if l.held.Load() == 0 {
+		if s, out, _ := l.rec.Snapshot(math.MaxInt64); out && s.Seq == l.seq {
+			return 0, false
+		}
+		// Give has missed it, as it says there: it came back just now, or nearly.
+		l.held.CompareAndSwap(0, int64(max(1, l.rec.clk.Now()-l.start)))
+	}
+	return time.Duration(l.held.Load()), true
+}
+
+// sweep cuts the socket of a call that has outlived the end of its ctx by grace, and
+// of a closing that has lasted for grace. busy tells that a call is in flight which
+// may come to that. The draining of a Rows may last for as long as there is something
+// to read.
 //
-// A call's identity is its done channel: begin and give replace it under the
-// lock, so a cut meets either the call that deserves it or another one of the
-// same, ended, ctx.
-func (r *record) sweep(now, grace time.Duration) (busy bool) {
-	if r.sock == nil {
+// A call is identified by its done channel. Begin and Give replace that under the
+// lock, so a cut hits either the call that deserves it or another call with the same
+// ended ctx.
+func (r *Record) sweep(now, grace time.Duration) (busy bool) {
+	if r.Sock == nil {
 		return false
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	act := r.act.get()
-	closing := act&(flagClosing|flagDraining) != 0
-	if act&flagInCall == 0 || r.done == nil && !closing {
+	closing := act&(Closing|Draining) != 0
+	if act&InCall == 0 || r.done == nil && !closing {
 		return false
 	}
 	began := time.Duration(act>>flagBits) * time.Millisecond
-	due := act&flagClosing != 0 && now-began >= grace
-	if act&flagDraining != 0 {
-		switch n := r.sock.Reads(); {
+	due := act&Closing != 0 && now-began >= grace
+	if act&Draining != 0 {
+		switch n := r.Sock.Reads(); {
 		case r.heard < began:
 			r.reads, r.heard = n, began
 		case n != r.reads:
@@ -362,14 +427,14 @@ func (r *record) sweep(now, grace time.Duration) (busy bool) {
 	select {
 	case <-r.done:
 		if r.seen < began {
-			r.seen = now // a call that began after its ctx had ended has its grace too
+			r.seen = now // a call that began after its ctx had ended gets its grace too
 		}
 		due = due || now-r.seen >= grace
 	default:
 	}
 	if due && !r.cut.Load() {
 		r.cut.Store(true)
-		r.sock.Cut()
+		r.Sock.Cut()
 	}
 	return true
 }
