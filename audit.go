@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/baldur-go/baldur/internal/checkout"
 	"github.com/baldur-go/baldur/internal/hook"
 	"github.com/baldur-go/baldur/internal/pqconn"
 )
@@ -72,19 +73,13 @@ func (t *Tracker) DirtyReturns() (latest []DirtyReturn, total int) {
 	return slices.Clone(t.dirty), t.dirtyTotal
 }
 
-// auditDue tells whether this return is one that is checked.
-func (c *conn) auditDue() bool {
-	n := c.t.cfg.returnAudit
-	if n == 0 || !c.rec.IsOut() { // off; or the second IsValid of a return
-		return false
+// audit checks every so manieth connection that is being returned.
+func (t *Tracker) audit(rec *checkout.Record, query func(context.Context, string, []driver.NamedValue) (driver.Rows, error)) {
+	if t.returns.Add(1)%int64(t.cfg.returnAudit) != 0 {
+		return
 	}
-	return int(c.t.returns.Add(1)%int64(n)) == 0
-}
-
-// audit checks a connection that is being returned.
-func (c *conn) audit() {
 	d := DirtyReturn{}
-	switch pqconn.TxStatus(Unwrap(c.inner)) {
+	switch pqconn.TxStatus(rec.Inner) {
 	case 0:
 		return // not lib/pq's
 	case 'E':
@@ -92,13 +87,19 @@ func (c *conn) audit() {
 	case 'T':
 		d.OpenTransaction = true
 	}
-	t := c.t
-	s, _, ok := c.rec.Snapshot(t.clk.Now()) // before our own query is the last one
+	s, _, ok := rec.Snapshot(t.clk.Now()) // before our own query becomes the last one
 	if !ok {
 		return
 	}
 	if !d.OpenTransaction {
-		d.AdvisoryLocks = c.sessionLocks()
+		ctx, cancel := context.WithTimeout(hook.Own(context.Background()), auditTimeout)
+		defer cancel()
+		rows, err := query(ctx, auditQuery, nil)
+		if err != nil {
+			return // it is not known; lib/pq or the sweep has marked the connection
+		}
+		d.AdvisoryLocks = lockIDs(rows)
+		_ = rows.Close()
 		if len(d.AdvisoryLocks) == 0 {
 			return
 		}
@@ -114,18 +115,9 @@ func (c *conn) audit() {
 	t.dirty = append(t.dirty, d)
 }
 
-// sessionLocks asks for the session's advisory locks. After an error there are
-// none to tell; lib/pq has then marked the connection, or the sweep has.
-func (c *conn) sessionLocks() (ids []string) {
-	ctx, cancel := context.WithTimeout(hook.Own(context.Background()), auditTimeout)
-	defer cancel()
-	rs, err := c.queryContext(ctx, auditQuery, nil)
-	if err != nil {
-		return nil
-	}
-	defer func() { _ = rs.Close() }()
+func lockIDs(rows driver.Rows) (ids []string) {
 	row := make([]driver.Value, 1)
-	for rs.Next(row) == nil {
+	for rows.Next(row) == nil {
 		switch id := row[0].(type) {
 		case string:
 			ids = append(ids, id)

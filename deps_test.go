@@ -13,7 +13,7 @@ import (
 // A package that is not listed may import none.
 var imports = map[string][]string{
 	"": {"github.com/lib/pq", "internal/callsite", "internal/checkout", "internal/clock", "internal/hook", "internal/lockqueue", "internal/pgsql", "internal/pqconn", "internal/sqlpool",
-		"internal/sqltext", "internal/stack", "internal/text"},
+		"internal/sqltext", "internal/stack", "internal/text", "internal/wrap"},
 	"baldurhttp":          {"", "internal/text", "github.com/google/pprof/profile"},
 	"baldurotel":          {"", "internal/hook", "internal/sqltext", "github.com/XSAM/otelsql", "go.opentelemetry.io/"},
 	"baldurprom":          {"", "github.com/prometheus/client_golang/prometheus"},
@@ -29,6 +29,7 @@ var imports = map[string][]string{
 	"internal/stack/cgotest": {"C"},
 	"internal/pqconn":        {"github.com/lib/pq"},
 	"internal/pgtest":        {"internal/faultproxy", "internal/lack", "internal/pgserver", "github.com/lib/pq"},
+	"internal/wrap":          {"internal/checkout", "internal/pqconn"},
 }
 
 // modules is what a program gets with a package that it imports, beside lib/pq.

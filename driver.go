@@ -10,6 +10,7 @@ import (
 
 	"github.com/baldur-go/baldur/internal/checkout"
 	"github.com/baldur-go/baldur/internal/pqconn"
+	"github.com/baldur-go/baldur/internal/wrap"
 )
 
 // DriverName is the name under which this package registers with database/sql.
@@ -81,7 +82,7 @@ func Open(dsn string, opts ...Option) (*sql.DB, error) {
 
 // OpenDB opens a tracked pool on any connector: sql.OpenDB(Wrap(inner, opts...)).
 func OpenDB(inner driver.Connector, opts ...Option) *sql.DB {
-	c := wrap(inner, opts)
+	c := Wrap(inner, opts...)
 	if c, ok := c.(*connector); ok {
 		return openDB(c)
 	}
@@ -99,9 +100,7 @@ func openDB(c *connector) *sql.DB {
 //
 // As sql.OpenDB has no error to return, a nil inner or a bad option shows at the
 // first connect: every Connect returns an error that names it.
-func Wrap(inner driver.Connector, opts ...Option) driver.Connector { return wrap(inner, opts) }
-
-func wrap(inner driver.Connector, opts []Option) driver.Connector {
+func Wrap(inner driver.Connector, opts ...Option) driver.Connector {
 	if inner == nil {
 		return brokenConnector{errors.New("baldur: Wrap and OpenDB need a connector, got nil")}
 	}
@@ -211,17 +210,10 @@ func (c *connector) Connect(ctx context.Context) (driver.Conn, error) {
 	}
 	r := c.t.add(Unwrap(ci), sock, closed)
 	c.t.connected(ctx, c.t.clk.Now()-began)
-	if calledByPool() {
+	if wrap.CalledByPool() {
 		r.Take(ctx)
 	}
-	return newConn(c.t, r, ci, pqconn.Poisoned), nil
-}
-
-// calledByPool tells whether Connect was called for the goroutine that it runs
-// on. Where the pool was full, database/sql's connectionOpener calls it, for
-// whoever waits longest: the holder is not known before the first use.
-func calledByPool() bool {
-	return calledBy("database/sql.(*DB).conn")
+	return wrap.New(&c.t.wrapping, r, ci), nil
 }
 
 func hide(c driver.Connector) func() driver.Connector {

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/baldur-go/baldur/internal/stack"
+	"github.com/baldur-go/baldur/internal/wrap"
 )
 
 // HoldsOf returns the number and the sum of the hold times of all call sites in a
@@ -23,16 +24,8 @@ func HoldsOf(function string) (n uint64, sum time.Duration) {
 
 // RecordOf returns the ConnectionID of a tracked connection, and what it wraps.
 func RecordOf(dc any) (int64, driver.Conn) {
-	switch c := dc.(type) {
-	case fullConn:
-		return c.rec.ID, c.inner
-	case execConn:
-		return c.rec.ID, c.inner
-	case queryConn:
-		return c.rec.ID, c.inner
-	}
-	c := dc.(*conn)
-	return c.rec.ID, c.inner
+	c := dc.(driver.Conn)
+	return wrap.RecordOf(c).ID, wrap.Inner(c)
 }
 
 // FakeSuspendGap has the machine suspended for d so far.

@@ -9,6 +9,7 @@ import (
 
 	"github.com/baldur-go/baldur/internal/checkout"
 	"github.com/baldur-go/baldur/internal/text"
+	"github.com/baldur-go/baldur/internal/wrap"
 )
 
 var errNotTracked = errors.New("baldur: Label: the connection is not tracked")
@@ -65,8 +66,8 @@ func LabelConn(c driver.Conn, name string) error {
 func recordOf(c driver.Conn) *checkout.Record {
 	innermost := c
 	for innermost != nil {
-		if own, ok := innermost.(interface{ record() *checkout.Record }); ok {
-			return own.record()
+		if r := wrap.RecordOf(innermost); r != nil {
+			return r
 		}
 		w, ok := innermost.(interface{ Raw() driver.Conn })
 		if !ok {

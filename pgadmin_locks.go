@@ -17,9 +17,9 @@ import (
 	"sync"
 	"time"
 
-	"github.com/baldur-go/baldur/internal/checkout"
 	"github.com/baldur-go/baldur/internal/pgsql"
 	"github.com/baldur-go/baldur/internal/pqconn"
+	"github.com/baldur-go/baldur/internal/wrap"
 	"github.com/lib/pq"
 )
 
@@ -114,8 +114,10 @@ func newHold(p *PGAdmin, key lockKey, s *Session) *hold {
 	h := &hold{p: p, key: key, s: s}
 	h.life, h.stop = context.WithCancelCause(context.Background())
 	_ = s.conn.Raw(func(dc any) error {
-		if c, ok := dc.(interface{ record() *checkout.Record }); ok {
-			h.sock = c.record().Sock
+		if c, ok := dc.(driver.Conn); ok {
+			if r := wrap.RecordOf(c); r != nil {
+				h.sock = r.Sock
+			}
 		}
 		return nil
 	})

@@ -20,6 +20,7 @@ import (
 	"github.com/baldur-go/baldur/internal/clock"
 	"github.com/baldur-go/baldur/internal/pqconn"
 	"github.com/baldur-go/baldur/internal/sqlpool"
+	"github.com/baldur-go/baldur/internal/wrap"
 )
 
 // Tracker knows who holds each connection of a pool. Get it by [TrackerOf]. Its
@@ -35,6 +36,8 @@ type Tracker struct {
 	returns atomic.Int64 // counted by the return audit, where there is one
 	leaked  atomic.Int64 // checkouts that were reported as suspected
 	hooks   []Hooks
+
+	wrapping wrap.Config // of its connections
 
 	announcing sync.Mutex // guards the field below, and orders the calls of Opened and Closed
 	announced  bool       // Opened was called, and Closed not since
@@ -66,6 +69,10 @@ func newTracker(cfg *config) *Tracker {
 	}
 	t.ledger = checkout.NewLedger(t.clk, c)
 	t.SetCapture(cfg.capture)
+	t.wrapping.Poisoned = pqconn.Poisoned
+	if cfg.returnAudit > 0 {
+		t.wrapping.Audit = t.audit
+	}
 	return t
 }
 

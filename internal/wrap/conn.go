@@ -1,4 +1,6 @@
-package baldur
+// Package wrap is a driver's connection, statements, rows and transactions with a
+// record of their use. A program notices no difference.
+package wrap
 
 import (
 	"context"
@@ -12,11 +14,11 @@ import (
 )
 
 // The wrapped connection. database/sql finds out what a connection can do by
-// asserting interfaces. Where having one has an answer that means the same as
-// lacking it (driver.ErrSkip, nil, true), conn has it and gives that answer.
-// Execer and Queryer have none: database/sql converts the arguments by the
-// connection's rules before it hears ErrSkip. So a connection is of one of four
-// types, a type for each combination of the two.
+// asserting interfaces. Where an interface has an answer that means the same as
+// lacking it (driver.ErrSkip, nil, true), conn implements it and gives that answer.
+// Execer and Queryer have no such answer: database/sql converts the arguments by the
+// connection's rules before it sees ErrSkip. So a connection is of one of four
+// types, one for each combination of the two.
 var (
 	_ driver.Conn               = (*conn)(nil)
 	_ driver.ConnPrepareContext = (*conn)(nil)
@@ -36,7 +38,7 @@ var (
 )
 
 type conn struct {
-	t       *Tracker
+	cfg     *Config
 	rec     *checkout.Record
 	inner   driver.Conn
 	wrapped bool // inner is a wrapper itself
@@ -53,10 +55,9 @@ type conn struct {
 	validator driver.Validator
 	checker   driver.NamedValueChecker
 
-	poisoned func(error) bool // see pqconn.Poisoned; may be nil
-	bad      bool             // not to go back into the pool
+	bad bool // not to go back into the pool
 
-	unclosed []driver.Stmt // closed by the program while the connection was not out; see stmt.Close
+	unclosed []driver.Stmt // closed by the program while the connection was not out: see stmt.Close
 
 	free, used *rows // closed Rows: at hand, and of this checkout (see rows.go)
 	tx         tx    // the first transaction of a checkout needs no allocation
@@ -69,8 +70,19 @@ type (
 	fullConn  struct{ *conn }
 )
 
-func newConn(t *Tracker, rec *checkout.Record, inner driver.Conn, poisoned func(error) bool) driver.Conn {
-	c := &conn{t: t, rec: rec, inner: inner, poisoned: poisoned}
+// A Config is what the connections of a pool have in common.
+type Config struct {
+	// Poisoned tells an error after which the connection is useless, and which the
+	// driver gave before it sent anything. May be nil.
+	Poisoned func(error) bool
+
+	// Audit looks at a connection that is out and about to come back. May be nil.
+	Audit func(rec *checkout.Record, query func(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error))
+}
+
+// New wraps inner, which is rec.Inner or a wrapper around it.
+func New(cfg *Config, rec *checkout.Record, inner driver.Conn) driver.Conn {
+	c := &conn{cfg: cfg, rec: rec, inner: inner}
 	_, c.wrapped = inner.(interface{ Raw() driver.Conn })
 	// A wrapper in between, as otelsql's, has every interface. So the driver
 	// itself is asked what it can do, and the wrapper does it.
@@ -96,8 +108,8 @@ func newConn(t *Tracker, rec *checkout.Record, inner driver.Conn, poisoned func(
 	return c
 }
 
-// both returns wrapper as a T, or T's zero value if it or the driver's own
-// connection is none.
+// both returns wrapper as a T, or T's zero value unless it and the driver's own
+// connection both are one.
 func both[T any](wrapper, innermost driver.Conn) T {
 	if _, ok := innermost.(T); !ok {
 		var none T
@@ -107,9 +119,9 @@ func both[T any](wrapper, innermost driver.Conn) T {
 	return t
 }
 
-// embedded returns the T at the bottom of a wrapper's, which embeds it, for what
+// embedded returns the T at the bottom of a wrapper's v, which embeds it, for what
 // the wrapper hides: otelsql's rows have no ColumnTypeScanType, and its statements
-// no ColumnConverter. Without a wrapper between it returns v.
+// no ColumnConverter. Where there is no wrapper it returns v.
 func embedded[T any](c *conn, v T, name string) T {
 	for c.wrapped {
 		e := reflect.Indirect(reflect.ValueOf(v))
@@ -125,25 +137,36 @@ func embedded[T any](c *conn, v T, name string) T {
 	return v
 }
 
-// Raw returns the connection that is wrapped. See [Unwrap].
+// Raw returns the connection that is wrapped. See baldur.Unwrap.
 func (c *conn) Raw() driver.Conn {
 	c.rec.HandOut()
 	return c.inner
 }
 
-func (c *conn) record() *checkout.Record { return c.rec }
+func (c *conn) self() *conn { return c }
 
-// fail returns err as the caller is to see it, which is the driver's own value
-// but for two cures.
+// RecordOf returns the record of a connection that New has made, else nil.
+func RecordOf(c driver.Conn) *checkout.Record {
+	if own, ok := c.(interface{ self() *conn }); ok {
+		return own.self().rec
+	}
+	return nil
+}
+
+// Inner returns what such a connection wraps, without a record of it.
+func Inner(c driver.Conn) driver.Conn { return c.(interface{ self() *conn }).self().inner }
+
+// fail returns err as the caller gets it: the driver's own value, except in two
+// cases that are mended.
 func (c *conn) fail(ctx context.Context, first bool, err error) error {
-	if c.rec.WasCut() { // by the sweep: ctx had ended and the network was silent
+	if c.rec.WasCut() { // its ctx had ended and the network was silent
 		c.bad = true
 		if e := ctx.Err(); e != nil {
 			return e
 		}
 		return err
 	}
-	if first && c.poisoned != nil && c.poisoned(err) {
+	if first && c.cfg.Poisoned != nil && c.cfg.Poisoned(err) {
 		// The driver refused before it wrote a byte, so that a retry is safe.
 		c.bad = true
 		return driver.ErrBadConn
@@ -152,9 +175,9 @@ func (c *conn) fail(ctx context.Context, first bool, err error) error {
 }
 
 // ResetSession is where a pooled connection is seen to go out: on the holder's
-// goroutine, with its ctx. Before the driver's own, in which the connection is
-// out already, and stays so for ever if that panics. After ErrBadConn
-// database/sql closes the connection at once; other errors it ignores.
+// goroutine, with its ctx. That is noted before the driver's own ResetSession runs,
+// since the connection is out already, and stays out for ever if that panics. After
+// ErrBadConn database/sql closes the connection at once; it ignores other errors.
 func (c *conn) ResetSession(ctx context.Context) error {
 	c.rec.Take(ctx)
 	if c.unclosed != nil && !c.closeStatements(ctx) {
@@ -166,8 +189,8 @@ func (c *conn) ResetSession(ctx context.Context) error {
 	return c.resetter.ResetSession(ctx)
 }
 
-// closeStatements closes the statements that were closed while the connection
-// was not out, and tells whether it has survived that.
+// closeStatements closes the statements that the program has closed while the
+// connection was not out, and tells whether the connection survived that.
 func (c *conn) closeStatements(ctx context.Context) bool {
 	c.rec.LimitCloses(ctx)
 	c.rec.BeginClose(checkout.Closing)
@@ -183,11 +206,11 @@ func (c *conn) closeStatements(ctx context.Context) bool {
 // twice for one return.
 func (c *conn) IsValid() bool {
 	valid := c.valid()
-	if valid && c.auditDue() {
-		c.audit()
+	if valid && c.cfg.Audit != nil && c.rec.IsOut() { // it is not in the second IsValid of a return
+		c.cfg.Audit(c.rec, c.queryContext)
 		valid = c.valid()
 	}
-	c.rec.Give() // not before: it stays out for ever if the driver's panics
+	c.rec.Give() // not before: it stays out for ever if the driver's IsValid panics
 	if !valid {
 		c.rec.Discard() // which database/sql does next
 	}
@@ -322,7 +345,7 @@ func (c *conn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, e
 	}
 	c.txUsed = true
 	*t = tx{c: c, inner: inner, ctx: ctx}
-	// A question of a microsecond, for drivers that lack one of the two only.
+	// This costs a microsecond, only for drivers that lack one of the two.
 	t.onConn = !c.keepOnRollback() && ctx.Done() != nil && calledBy("database/sql.(*Conn).BeginTx")
 	c.rec.SetTx(true)
 	return t, nil
@@ -402,6 +425,11 @@ func (t *tx) Rollback() error {
 }
 
 func (c *conn) keepOnRollback() bool { return c.resetter != nil && c.validator != nil }
+
+// CalledByPool tells whether Connect was called for the goroutine that it runs on.
+// Where the pool was full, database/sql's connectionOpener calls it, for whoever has
+// waited longest: the holder is not known before the first use.
+func CalledByPool() bool { return calledBy("database/sql.(*DB).conn") }
 
 // calledBy tells whether a function is on the stack.
 func calledBy(function string) bool {

@@ -1,4 +1,4 @@
-package baldur
+package wrap
 
 import (
 	"context"
@@ -23,16 +23,15 @@ var (
 	// see rows_go1.27.go.
 )
 
-// rows wraps a driver's Rows so that reading is seen as use. What inner cannot
-// do is answered as database/sql answers for a Rows that lacks the interface
-// (Rows.NextResultSet and rowsColumnInfoSetupConnLocked in sql.go); these
-// methods are called seldom, so they assert when asked.
+// rows wraps a driver's Rows so that reading is seen as use. What inner cannot do is
+// answered as database/sql answers for a Rows that lacks the interface
+// (Rows.NextResultSet and rowsColumnInfoSetupConnLocked in sql.go). These methods are
+// called seldom, so they assert when they are called.
 //
-// A rows is used again once it is closed and its connection has been back in
-// the pool, so that a query does not allocate one. Not sooner: who reads a
-// driver's Rows through sql.Conn.Raw may close one twice. An open rows is not
-// reachable from its connection, which would keep an abandoned one from being
-// collected.
+// A rows is used again once it is closed and its connection has been back in the
+// pool, so that a query does not allocate one. Not sooner: code that reads a driver's
+// Rows through sql.Conn.Raw may close one twice. An open rows is not reachable from
+// its connection, which would keep an abandoned one from being collected.
 type rows struct {
 	rec   *checkout.Record
 	inner driver.Rows
@@ -43,7 +42,7 @@ type rows struct {
 	next  *rows           // in a list of closed ones
 }
 
-// The closed rows that a connection keeps at most.
+// maxFreeRows is how many closed rows a connection keeps.
 const maxFreeRows = 16
 
 func (c *conn) wrapRows(ctx context.Context, inner driver.Rows, stmt bool) driver.Rows {
@@ -56,13 +55,13 @@ func (c *conn) wrapRows(ctx context.Context, inner driver.Rows, stmt bool) drive
 	} else {
 		c.free = r.next
 	}
-	// Field by field: writing pointers is dear while garbage is collected.
+	// Field by field: writing pointers is expensive while garbage is collected.
 	r.inner, r.ctx, r.seq, r.stmt = inner, ctx, c.rec.Seq, stmt
 	c.rec.OpenRows()
 	return scannerRows(r)
 }
 
-// recycleRows puts the rows that were closed during the checkout at hand.
+// recycleRows makes the rows that were closed during the checkout available.
 func (c *conn) recycleRows() {
 	if c.used == nil {
 		return

@@ -1,4 +1,4 @@
-package baldur
+package wrap
 
 import (
 	"context"
@@ -25,8 +25,8 @@ type stmt struct {
 	checker driver.NamedValueChecker // the statement's, else the connection's, as database/sql chooses
 }
 
-// converterStmt is a stmt whose driver has a ColumnConverter, for which no
-// answer means "none".
+// converterStmt is a stmt whose driver has a ColumnConverter, an interface without an
+// answer that means "none".
 type converterStmt struct {
 	*stmt
 	cc driver.ColumnConverter // embedded, it would hide its own method
