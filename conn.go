@@ -2,15 +2,148 @@ package baldur
 
 import (
 	"context"
+	"database/sql"
 	"database/sql/driver"
+	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"time"
 
 	"github.com/baldur-go/baldur/internal/checkout"
 	"github.com/baldur-go/baldur/internal/hook"
 	"github.com/baldur-go/baldur/internal/pqconn"
+	"github.com/baldur-go/baldur/internal/text"
+	"github.com/baldur-go/baldur/internal/wrap"
 )
+
+// What baldur adds to a connection: the way through the wrapper, a name for its
+// holder, and a look at what it brings back to the pool.
+
+// Unwrap returns the driver's own connection below any wrappers, which it goes
+// through by their Raw methods. Use it inside of sql.Conn.Raw where a connection
+// of a concrete type is needed:
+//
+//	conn.Raw(func(dc any) error {
+//		pq.SetNoticeHandler(baldur.Unwrap(dc.(driver.Conn)), handler)
+//		return nil
+//	})
+//
+// What is done with it is not seen. So until the next call on the connection the
+// holder counts as busy, and a report says "unwrapped since 2s: use not seen".
+// [Raw] is seen.
+func Unwrap(c driver.Conn) driver.Conn {
+	for {
+		w, ok := c.(interface{ Raw() driver.Conn })
+		if !ok {
+			return c
+		}
+		inner := w.Raw()
+		if inner == nil {
+			return c
+		}
+		c = inner
+	}
+}
+
+// Raw is conn.Raw with the driver's own connection, seen as a call for as long as
+// f runs: for what goes round database/sql, as pgx's CopyFrom, SendBatch and
+// WaitForNotification.
+//
+//	baldur.Raw(conn, func(c driver.Conn) error {
+//		_, err := c.(*stdlib.Conn).Conn().CopyFrom(ctx, table, columns, rows)
+//		return err
+//	})
+//
+// It bounds nothing: f has its own ctx. It returns f's error, or that of conn.Raw;
+// if conn is not baldur's it still calls f.
+func Raw(conn *sql.Conn, f func(driver.Conn) error) error {
+	return conn.Raw(func(dc any) error {
+		r := recordOf(dc.(driver.Conn))
+		if r == nil {
+			return f(Unwrap(dc.(driver.Conn)))
+		}
+		r.Begin(context.Background(), checkout.KindConn, "")
+		defer r.End()
+		return f(r.Inner)
+	})
+}
+
+var errNotTracked = errors.New("baldur: Label: the connection is not tracked")
+
+// Label names the holder of a connection that is expected to be held for long,
+// as one that keeps an advisory lock or LISTENs: reports show it by the name, in
+// LongHeld, and do not accuse it. It holds until conn is closed. An empty name
+// takes it back.
+//
+// It returns an error if conn is not baldur's, or is closed (sql.ErrConnDone).
+// While a call is in flight on conn it does not wait for it: it returns nil, and
+// the name counts when the call has ended. Inside of conn.Raw use [LabelConn].
+func Label(conn *sql.Conn, name string) error {
+	done := make(chan error, 1)
+	go func() {
+		done <- conn.Raw(func(dc any) error {
+			c, ok := dc.(driver.Conn)
+			if !ok {
+				return errNotTracked
+			}
+			return LabelConn(c, name)
+		})
+	}()
+	timer := time.NewTimer(labelPatience)
+	defer timer.Stop()
+	select {
+	case err := <-done:
+		return err
+	case <-timer.C:
+		return nil
+	}
+}
+
+// labelPatience is after which Label takes it that a call is in flight.
+const labelPatience = 10 * time.Millisecond
+
+// LabelConn is [Label] for use inside of [sql.Conn.Raw] and [Raw]: c is what
+// their functions are given, or the driver's own connection below it.
+//
+//	conn.Raw(func(dc any) error {
+//		return baldur.LabelConn(dc.(driver.Conn), "listener")
+//	})
+func LabelConn(c driver.Conn, name string) error {
+	r := recordOf(c)
+	if r == nil {
+		return errNotTracked
+	}
+	r.SetLabel(text.Clean(name))
+	return nil
+}
+
+// recordOf finds the record of a connection, which is ours, one around ours or
+// the driver's own; nil if there is none.
+func recordOf(c driver.Conn) *checkout.Record {
+	innermost := c
+	for innermost != nil {
+		if r := wrap.RecordOf(innermost); r != nil {
+			return r
+		}
+		w, ok := innermost.(interface{ Raw() driver.Conn })
+		if !ok {
+			break
+		}
+		innermost = w.Raw()
+	}
+	if innermost == nil || !reflect.TypeOf(innermost).Comparable() {
+		return nil
+	}
+	for _, t := range Trackers() {
+		for _, r := range t.ledger.Records() {
+			if reflect.TypeOf(r.Inner) == reflect.TypeOf(innermost) && r.Inner == innermost {
+				return r
+			}
+		}
+	}
+	return nil
+}
 
 // DirtyReturn is a connection that came back to the pool with something that its
 // next holder will meet.
@@ -38,20 +171,6 @@ func (d DirtyReturn) String() string {
 		}
 	}
 	return fmt.Sprintf("connection %d came back %s; taken by %v", d.Connection.ConnectionID, what, d.Connection.CallSite())
-}
-
-// WithReturnAudit checks one in every n returns of a connection to the pool, from
-// 1 (all) on; 0, the default, checks none. It finds transactions that were begun
-// by a query's text and are still open, and session advisory locks: what
-// database/sql and lib/pq do not take back. [Tracker.DirtyReturns] has what was
-// found. The connection itself goes back as it is.
-//
-// A check of a connection without a transaction is a round trip on the goroutine
-// that returns it, of at most 1 s. It needs lib/pq; through a pooler in
-// transaction mode it means nothing.
-// DSN: baldur_return_audit.
-func WithReturnAudit(n int) Option {
-	return func(c *config) { c.returnAudit = n }
 }
 
 const (

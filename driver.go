@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 
-	"github.com/baldur-go/baldur/internal/checkout"
 	"github.com/baldur-go/baldur/internal/pqconn"
 	"github.com/baldur-go/baldur/internal/wrap"
 )
@@ -136,55 +135,6 @@ func TrackerOf(db *sql.DB) *Tracker {
 	t := d.tracker()
 	t.attach(db)
 	return t
-}
-
-// Unwrap returns the driver's own connection below any wrappers, which it goes
-// through by their Raw methods. Use it inside of sql.Conn.Raw where a connection
-// of a concrete type is needed:
-//
-//	conn.Raw(func(dc any) error {
-//		pq.SetNoticeHandler(baldur.Unwrap(dc.(driver.Conn)), handler)
-//		return nil
-//	})
-//
-// What is done with it is not seen. So until the next call on the connection the
-// holder counts as busy, and a report says "unwrapped since 2s: use not seen".
-// [Raw] is seen.
-func Unwrap(c driver.Conn) driver.Conn {
-	for {
-		w, ok := c.(interface{ Raw() driver.Conn })
-		if !ok {
-			return c
-		}
-		inner := w.Raw()
-		if inner == nil {
-			return c
-		}
-		c = inner
-	}
-}
-
-// Raw is conn.Raw with the driver's own connection, seen as a call for as long as
-// f runs: for what goes round database/sql, as pgx's CopyFrom, SendBatch and
-// WaitForNotification.
-//
-//	baldur.Raw(conn, func(c driver.Conn) error {
-//		_, err := c.(*stdlib.Conn).Conn().CopyFrom(ctx, table, columns, rows)
-//		return err
-//	})
-//
-// It bounds nothing: f has its own ctx. It returns f's error, or that of conn.Raw;
-// if conn is not baldur's it still calls f.
-func Raw(conn *sql.Conn, f func(driver.Conn) error) error {
-	return conn.Raw(func(dc any) error {
-		r := recordOf(dc.(driver.Conn))
-		if r == nil {
-			return f(Unwrap(dc.(driver.Conn)))
-		}
-		r.Begin(context.Background(), checkout.KindConn, "")
-		defer r.End()
-		return f(r.Inner)
-	})
 }
 
 // connector makes tracked connections.

@@ -3,11 +3,9 @@ package baldur
 import (
 	"context"
 	"database/sql/driver"
-	"errors"
 	"time"
 
 	"github.com/baldur-go/baldur/internal/checkout"
-	"github.com/baldur-go/baldur/internal/hook"
 	"github.com/baldur-go/baldur/internal/stack"
 )
 
@@ -72,40 +70,6 @@ type Target struct {
 	Database  string
 	Schema    string // the first of the search_path in the DSN
 	QueryText bool   // the text of queries may be told: see WithQueryText
-}
-
-// hookMaker is what WithHooks was given.
-type hookMaker struct {
-	name string
-	f    func(Target) Hooks
-}
-
-// WithHooks has f called when the pool is made, and the functions that it
-// returns as the pool lives. Of several with one name the last counts.
-func WithHooks(name string, f func(Target) Hooks) Option {
-	return func(c *config) {
-		for i, m := range c.hookMakers {
-			if m.name == name {
-				c.hookMakers[i].f = f
-				return
-			}
-		}
-		c.hookMakers = append(c.hookMakers, hookMaker{name, f})
-	}
-}
-
-// setOTel is the setting of baldur_otel.
-func setOTel(c *config, v string) error {
-	var on bool
-	if err := setSwitch(&on, v); err != nil || !on {
-		return err
-	}
-	option, ok := hook.OTel.(func() Option)
-	if !ok {
-		return errors.New(`it needs import _ "github.com/baldur-go/baldur/baldurotel" in the program`)
-	}
-	option()(c)
-	return nil
 }
 
 // hook makes the hooks of a pool and returns the connector that they want.
@@ -178,36 +142,4 @@ func guarded(f func()) {
 func guardedSpan(f func(context.Context) SpanContext, ctx context.Context) (span SpanContext) {
 	defer func() { _ = recover() }()
 	return f(ctx)
-}
-
-// Connections returns how many connections lie idle in the pool and how many are
-// out of it, without those that are being dialled. Unlike [Tracker.Stats] it
-// knows this also of a pool that was opened by plain sql.Open and has not been
-// given to TrackerOf, and of several pools on one connector (together): from
-// what it has seen. Then ok is false while there is a connection that has never
-// been seen to go out; see "What cannot be seen" in the package comment.
-func (t *Tracker) Connections() (idle, used int, ok bool) {
-	if s, ok := t.pool(); ok {
-		return s.Idle, max(0, s.InUse()-s.Pending-int(t.dialing.Load())), true
-	}
-	t.mu.Lock()
-	known := t.db == nil || t.shared // else database/sql does not answer
-	t.mu.Unlock()
-	if !known {
-		return 0, 0, false
-	}
-	for _, r := range t.ledger.Records() {
-		flags, taken := r.Usage()
-		out := flags&checkout.Out != 0
-		switch {
-		case !out && flags&checkout.Closing != 0: // on its way out of the pool
-		case !taken:
-			return 0, 0, false
-		case out:
-			used++
-		default:
-			idle++
-		}
-	}
-	return idle, used, true
 }

@@ -10,8 +10,6 @@ import (
 	"time"
 
 	"github.com/baldur-go/baldur/internal/callsite"
-	"github.com/baldur-go/baldur/internal/checkout"
-	"github.com/baldur-go/baldur/internal/sqltext"
 	"github.com/baldur-go/baldur/internal/text"
 )
 
@@ -293,62 +291,4 @@ func groupBySite(infos []ConnectionInfo) []LeakGroup {
 		return cmp.Compare(len(b.Connections), len(a.Connections))
 	})
 	return groups
-}
-
-// maxQuery is how much of a query's text is told, in bytes.
-const maxQuery = 2 << 10
-
-// info makes the values of a snapshot.
-func (t *Tracker) info(s checkout.Snapshot, now time.Duration) ConnectionInfo {
-	site := t.sites.of(s.Site)
-	c := ConnectionInfo{
-		ConnectionID:    s.Rec.ID,
-		AcquiredAt:      t.clk.At(s.Start),
-		Held:            max(0, now-s.Start),
-		Kind:            site.kind,
-		Label:           s.Label,
-		InTransaction:   s.Flags&checkout.InTx != 0,
-		RowsOpen:        s.Flags&checkout.RowsOpen != 0,
-		StackTrace:      site.frames,
-		site:            site.at,
-		GoroutineID:     s.Holder.ID(),
-		Goroutine:       Liveness(s.Holder.State().String()),
-		LastGoroutineID: s.Last.ID(),
-		BackendPID:      s.Rec.PID,
-		Span:            SpanContext(s.Span),
-	}
-	used := s.Flags&(checkout.Called|checkout.InCall) != 0
-	if used && t.cfg.queryText {
-		c.QueryInfo = text.Lines(sqltext.Safe(s.Query, maxQuery))
-	}
-	if used && c.Kind == KindUnknown {
-		c.Kind = Kind(s.First.String())
-	}
-	switch {
-	case s.Start > now-t.cfg.leakThreshold:
-		c.Verdict = VerdictInUse
-	case t.suspected(s, now):
-		c.Verdict = VerdictSuspected
-	default:
-		c.Verdict = VerdictLongHeld
-	}
-	since := max(0, now-s.Used)
-	switch {
-	case s.Flags&checkout.InCall != 0:
-		c.State, c.InCall = StateInCall, since
-		if s.Flags&checkout.Rollback == checkout.Closing {
-			c.State = StateClosing
-		}
-	case s.Flags&checkout.Unwrapped != 0:
-		c.State, c.Idle = StateUnseen, since
-	case c.InTransaction:
-		c.State, c.Idle = StateIdleInTx, since
-	case c.RowsOpen:
-		c.State, c.Idle = StateRowsOpen, since
-	case used:
-		c.State, c.Idle = StateIdle, since
-	default:
-		c.State, c.Idle = StateNoCall, since
-	}
-	return c
 }

@@ -2,6 +2,7 @@ package baldur
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -11,7 +12,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/baldur-go/baldur/internal/checkout"
+	"github.com/baldur-go/baldur/internal/hook"
 )
 
 // Defaults of the settings; the ranges are in the comments of the options.
@@ -137,20 +138,25 @@ const (
 	CaptureOff                  // neither: leaks are found, and where they were taken is unknown
 )
 
-// SetCapture changes what is noted of checkouts from now on. See [WithCapture].
-// A value that is none of the three is taken for [CaptureOff].
-func (t *Tracker) SetCapture(c Capture) {
-	if c < CaptureFull || c > CaptureOff {
-		c = CaptureOff
-	}
-	t.ledger.SetCapture(checkout.Capture(c))
-}
-
 // WithCapture sets what is noted of a checkout. Default [CaptureFull]. It can be
 // changed at run time, by [Tracker.SetCapture].
 // DSN: baldur_capture=full, sites or off.
 func WithCapture(c Capture) Option {
 	return func(cfg *config) { cfg.capture = c }
+}
+
+// WithReturnAudit checks one in every n returns of a connection to the pool, from
+// 1 (all) on; 0, the default, checks none. It finds transactions that were begun
+// by a query's text and are still open, and session advisory locks: what
+// database/sql and lib/pq do not take back. [Tracker.DirtyReturns] has what was
+// found. The connection itself goes back as it is.
+//
+// A check of a connection without a transaction is a round trip on the goroutine
+// that returns it, of at most 1 s. It needs lib/pq; through a pooler in
+// transaction mode it means nothing.
+// DSN: baldur_return_audit.
+func WithReturnAudit(n int) Option {
+	return func(c *config) { c.returnAudit = n }
 }
 
 // WithSpanContext has f called with the ctx of every checkout, to note the
@@ -186,6 +192,26 @@ func WithSkipPackages(paths ...string) Option {
 // DSN: baldur_skip_functions, separated by commas; environment: BALDUR_SKIP_FUNCTIONS.
 func WithSkipFunctions(names ...string) Option {
 	return func(c *config) { c.skipFunctions = append(c.skipFunctions, names...) }
+}
+
+// WithHooks has f called when the pool is made, and the functions that it
+// returns as the pool lives. Of several with one name the last counts.
+func WithHooks(name string, f func(Target) Hooks) Option {
+	return func(c *config) {
+		for i, m := range c.hookMakers {
+			if m.name == name {
+				c.hookMakers[i].f = f
+				return
+			}
+		}
+		c.hookMakers = append(c.hookMakers, hookMaker{name, f})
+	}
+}
+
+// hookMaker is what WithHooks was given.
+type hookMaker struct {
+	name string
+	f    func(Target) Hooks
 }
 
 // setting is one that has a text form.
@@ -256,6 +282,20 @@ func addNames(list *[]string, v string) error {
 			*list = append(*list, name)
 		}
 	}
+	return nil
+}
+
+// setOTel is the setting of baldur_otel.
+func setOTel(c *config, v string) error {
+	var on bool
+	if err := setSwitch(&on, v); err != nil || !on {
+		return err
+	}
+	option, ok := hook.OTel.(func() Option)
+	if !ok {
+		return errors.New(`it needs import _ "github.com/baldur-go/baldur/baldurotel" in the program`)
+	}
+	option()(c)
 	return nil
 }
 

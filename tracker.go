@@ -5,8 +5,6 @@ import (
 	"context"
 	"database/sql"
 	"database/sql/driver"
-	"errors"
-	"fmt"
 	"math"
 	"runtime"
 	"slices"
@@ -20,6 +18,8 @@ import (
 	"github.com/baldur-go/baldur/internal/clock"
 	"github.com/baldur-go/baldur/internal/pqconn"
 	"github.com/baldur-go/baldur/internal/sqlpool"
+	"github.com/baldur-go/baldur/internal/sqltext"
+	"github.com/baldur-go/baldur/internal/text"
 	"github.com/baldur-go/baldur/internal/wrap"
 )
 
@@ -227,6 +227,64 @@ func (t *Tracker) Holders() []ConnectionInfo {
 	return infos
 }
 
+// info makes the values of a snapshot.
+func (t *Tracker) info(s checkout.Snapshot, now time.Duration) ConnectionInfo {
+	site := t.sites.of(s.Site)
+	c := ConnectionInfo{
+		ConnectionID:    s.Rec.ID,
+		AcquiredAt:      t.clk.At(s.Start),
+		Held:            max(0, now-s.Start),
+		Kind:            site.kind,
+		Label:           s.Label,
+		InTransaction:   s.Flags&checkout.InTx != 0,
+		RowsOpen:        s.Flags&checkout.RowsOpen != 0,
+		StackTrace:      site.frames,
+		site:            site.at,
+		GoroutineID:     s.Holder.ID(),
+		Goroutine:       Liveness(s.Holder.State().String()),
+		LastGoroutineID: s.Last.ID(),
+		BackendPID:      s.Rec.PID,
+		Span:            SpanContext(s.Span),
+	}
+	used := s.Flags&(checkout.Called|checkout.InCall) != 0
+	if used && t.cfg.queryText {
+		c.QueryInfo = text.Lines(sqltext.Safe(s.Query, maxQuery))
+	}
+	if used && c.Kind == KindUnknown {
+		c.Kind = Kind(s.First.String())
+	}
+	switch {
+	case s.Start > now-t.cfg.leakThreshold:
+		c.Verdict = VerdictInUse
+	case t.suspected(s, now):
+		c.Verdict = VerdictSuspected
+	default:
+		c.Verdict = VerdictLongHeld
+	}
+	since := max(0, now-s.Used)
+	switch {
+	case s.Flags&checkout.InCall != 0:
+		c.State, c.InCall = StateInCall, since
+		if s.Flags&checkout.Rollback == checkout.Closing {
+			c.State = StateClosing
+		}
+	case s.Flags&checkout.Unwrapped != 0:
+		c.State, c.Idle = StateUnseen, since
+	case c.InTransaction:
+		c.State, c.Idle = StateIdleInTx, since
+	case c.RowsOpen:
+		c.State, c.Idle = StateRowsOpen, since
+	case used:
+		c.State, c.Idle = StateIdle, since
+	default:
+		c.State, c.Idle = StateNoCall, since
+	}
+	return c
+}
+
+// maxQuery is how much of a query's text is told, in bytes.
+const maxQuery = 2 << 10
+
 // snapshots returns the checkouts that began at until or before, the longest
 // held first, and the number of all that there are.
 func (t *Tracker) snapshots(until time.Duration) (snapshots []checkout.Snapshot, all int) {
@@ -364,117 +422,101 @@ func (t *Tracker) suspected(s checkout.Snapshot, now time.Duration) bool {
 	return s.Label == "" && s.Flags&(checkout.InCall|checkout.Unwrapped) == 0 && now-s.Used >= t.cfg.leakThreshold+t.clk.Tick()
 }
 
-// settle calls OnConnectionReleased's functions for the reported leaks that are
-// back, and keeps the others, fresh ones added.
-func (t *Tracker) settle(fresh []*checkout.Leak) {
-	var back []ConnectionInfo
+// Stats returns the pool's figures now. They are −1 where the pool is not known
+// (it was opened by plain sql.Open, and TrackerOf has not been called on it;
+// or several pools share one connector) or does not answer within 100 ms.
+func (t *Tracker) Stats() PoolStats {
+	s, ok := t.pool()
+	return t.stats(s, ok)
+}
+
+func (t *Tracker) stats(s sqlpool.State, ok bool) PoolStats {
+	st := PoolStats{PoolName: t.PoolName(), MaxConnections: -1, ActiveConnections: -1, AvailableConnections: -1, WaitingRequests: -1, CheckedAt: time.Now()}
+	if !ok {
+		return st
+	}
+	st.MaxConnections, st.ActiveConnections, st.WaitingRequests = s.MaxOpen, s.InUse(), s.Waiting
+	st.AvailableConnections = s.Idle
+	if s.MaxOpen > 0 {
+		st.AvailableConnections = max(0, s.MaxOpen-s.InUse())
+	}
+	return st
+}
+
+// DBStats returns database/sql's own statistics of the pool, as sql.DB.Stats
+// does. ok is false where Stats' figures are −1; unlike sql.DB.Stats it does not
+// hang with a pool whose driver hangs, but gives up after 100 ms.
+func (t *Tracker) DBStats() (stats sql.DBStats, ok bool) {
 	t.mu.Lock()
-	known := map[*checkout.Leak]bool{}
-	waiting := t.leaks[:0]
-	for _, l := range t.leaks {
-		if info, ok := returned(l); ok {
-			back = append(back, info)
-		} else {
-			known[l] = true
-			waiting = append(waiting, l)
-		}
-	}
-	for _, l := range fresh {
-		if !known[l] {
-			waiting = append(waiting, l)
-		}
-	}
-	clear(t.leaks[min(len(waiting), len(t.leaks)):])
-	t.leaks = waiting
-	call := slices.Clone(t.onRelease)
+	db, shared := t.db, t.shared
 	t.mu.Unlock()
-	for _, info := range back {
-		for _, f := range call {
-			guarded(func() { f(info) })
-		}
+	if db == nil || shared {
+		return stats, false
 	}
+	return sqlpool.Stats(db)
 }
 
-// OnConnectionReleased has f called with each connection that comes back after
-// a report has listed it as suspected; Held is how long it was out. f is called
-// by the next Report, Watch or CheckHealth, on its goroutine: the return itself
-// happens under database/sql's locks, where no foreign code may run.
-func (t *Tracker) OnConnectionReleased(f func(ConnectionInfo)) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.onRelease = append(t.onRelease, f)
-}
+// LeaksTotal is the number of checkouts that a report, of whatever kind, has
+// listed as suspected since the tracker was made: each once, also those that
+// have come back. It never falls. Nobody looks at a pool between two reports, so
+// a leak that came and went there is not counted.
+func (t *Tracker) LeaksTotal() int { return int(t.leaked.Load()) }
 
-// Watch makes a report every so often and calls f with it when there is news:
-// suspected leaks that it has not told before, alone in SuspectedLeaks, or
-// connections that it has told and that have come back, in Returned. So a leak
-// is told once for each checkout.
-//
-// Watch returns when ctx ends, with its cause, or when the pool is closed, with
-// nil. It returns an error at once if every is not above 0 or f is nil. Run it
-// on a goroutine of its own; f is called on that one.
-func (t *Tracker) Watch(ctx context.Context, every time.Duration, f func(LeakReport)) error {
-	if f == nil {
-		return errors.New("baldur: Watch: the function is nil")
-	}
-	return t.watch(ctx, every, "Watch", func(r LeakReport, news bool) {
-		if news {
-			f(r)
-		}
-	})
-}
-
-// watch calls f with each of Watch's reports, also where there is no news.
-func (t *Tracker) watch(ctx context.Context, every time.Duration, who string, f func(r LeakReport, news bool)) error {
-	if every <= 0 {
-		return fmt.Errorf("baldur: %s: interval is %v; it must be above 0", who, every)
-	}
-	t.mu.Lock()
-	closed := t.closed
-	t.mu.Unlock()
-	ticker := time.NewTicker(every)
-	defer ticker.Stop()
-	told := map[*checkout.Leak]bool{}
-	for {
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-closed:
-			return nil
-		case <-ticker.C:
-		}
-		f(t.news(told))
-	}
-}
-
-// news is a report of what told does not have, and brings told up to date.
-func (t *Tracker) news(told map[*checkout.Leak]bool) (LeakReport, bool) {
-	report, leaks := t.report()
-	var fresh []ConnectionInfo
-	for i, l := range leaks {
-		if !told[l] {
-			told[l] = true
-			fresh = append(fresh, report.SuspectedLeaks[i])
-		}
-	}
-	report.SuspectedLeaks = fresh
-	for l := range told {
-		if info, ok := returned(l); ok {
-			report.Returned = append(report.Returned, info)
-			delete(told, l)
-		}
-	}
-	slices.SortFunc(report.Returned, func(a, b ConnectionInfo) int { return cmp.Compare(b.Held, a.Held) })
-	return report, len(fresh) > 0 || len(report.Returned) > 0
-}
-
-// returned returns what was reported of a leak, with Held as it was at the end, if the
-// connection is back.
-func returned(l *checkout.Leak) (ConnectionInfo, bool) {
-	info := l.Told.(ConnectionInfo)
-	held, ok := l.Returned()
+// PoolInfo returns the pool's shape now. Figures are −1 where Stats' are.
+func (t *Tracker) PoolInfo() PoolInfo {
+	s, ok := t.pool()
+	st := t.stats(s, ok)
+	info := PoolInfo{PoolType: "database/sql", PoolSize: st.MaxConnections, CheckedIn: -1, CheckedOut: st.ActiveConnections,
+		TotalCapacity: st.MaxConnections, Available: st.AvailableConnections, PoolExhausted: st.IsExhausted()}
 	if ok {
-		info.Held = held
+		info.CheckedIn = s.Idle
 	}
-	return info, ok
+	return info
+}
+
+// CheckHealth judges the pool. See [PoolHealthStatus].
+func (t *Tracker) CheckHealth() PoolHealthStatus { return t.Report().Health }
+
+// DetectLeaks is Report under its name in [ConnectionPoolMonitor].
+func (t *Tracker) DetectLeaks() LeakReport { return t.Report() }
+
+// Connections returns how many connections lie idle in the pool and how many are
+// out of it, without those that are being dialled. Unlike [Tracker.Stats] it
+// knows this also of a pool that was opened by plain sql.Open and has not been
+// given to TrackerOf, and of several pools on one connector (together): from
+// what it has seen. Then ok is false while there is a connection that has never
+// been seen to go out; see "What cannot be seen" in the package comment.
+func (t *Tracker) Connections() (idle, used int, ok bool) {
+	if s, ok := t.pool(); ok {
+		return s.Idle, max(0, s.InUse()-s.Pending-int(t.dialing.Load())), true
+	}
+	t.mu.Lock()
+	known := t.db == nil || t.shared // else database/sql does not answer
+	t.mu.Unlock()
+	if !known {
+		return 0, 0, false
+	}
+	for _, r := range t.ledger.Records() {
+		flags, taken := r.Usage()
+		out := flags&checkout.Out != 0
+		switch {
+		case !out && flags&checkout.Closing != 0: // on its way out of the pool
+		case !taken:
+			return 0, 0, false
+		case out:
+			used++
+		default:
+			idle++
+		}
+	}
+	return idle, used, true
+}
+
+// SetCapture changes what is noted of checkouts from now on. See [WithCapture].
+// A value that is none of the three is taken for [CaptureOff].
+func (t *Tracker) SetCapture(c Capture) {
+	if c < CaptureFull || c > CaptureOff {
+		c = CaptureOff
+	}
+	t.ledger.SetCapture(checkout.Capture(c))
 }

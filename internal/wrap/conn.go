@@ -59,7 +59,7 @@ type conn struct {
 
 	unclosed []driver.Stmt // closed by the program while the connection was not out: see stmt.Close
 
-	free, used *rows // closed Rows: at hand, and of this checkout (see rows.go)
+	free, used *rows // closed Rows: at hand, and of this checkout (see rows)
 	tx         tx    // the first transaction of a checkout needs no allocation
 	txUsed     bool
 }
