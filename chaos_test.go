@@ -296,7 +296,7 @@ func TestChaos(t *testing.T) {
 			})
 		}
 	})
-	nothingRuns(t, "github.com/lib/pq.", "baldur.(*clock)", "baldur.untilCut", "baldur.Label")
+	nothingRuns(t, "github.com/lib/pq.", "clock.(*Clock)", "pqconn.UntilCut", "baldur.Label")
 }
 
 // proxyOf is dsn through a proxy of the test's own.

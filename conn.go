@@ -2,420 +2,247 @@ package baldur
 
 import (
 	"context"
+	"database/sql"
 	"database/sql/driver"
 	"errors"
+	"fmt"
 	"reflect"
-	"runtime"
+	"slices"
 	"time"
+
+	"github.com/baldur-go/baldur/internal/checkout"
+	"github.com/baldur-go/baldur/internal/hook"
+	"github.com/baldur-go/baldur/internal/pqconn"
+	"github.com/baldur-go/baldur/internal/text"
+	"github.com/baldur-go/baldur/internal/wrap"
 )
 
-// The wrapped connection. database/sql finds out what a connection can do by
-// asserting interfaces. Where having one has an answer that means the same as
-// lacking it (driver.ErrSkip, nil, true), conn has it and gives that answer.
-// Execer and Queryer have none: database/sql converts the arguments by the
-// connection's rules before it hears ErrSkip. So a connection is of one of four
-// types, a type for each combination of the two.
-var (
-	_ driver.Conn               = (*conn)(nil)
-	_ driver.ConnPrepareContext = (*conn)(nil)
-	_ driver.ConnBeginTx        = (*conn)(nil)
-	_ driver.Pinger             = (*conn)(nil)
-	_ driver.SessionResetter    = (*conn)(nil) // sees a checkout
-	_ driver.Validator          = (*conn)(nil) // sees a checkin
-	_ driver.NamedValueChecker  = (*conn)(nil)
-	_ driver.ExecerContext      = execConn{}
-	_ driver.QueryerContext     = queryConn{}
-	_ driver.ExecerContext      = fullConn{}
-	_ driver.QueryerContext     = fullConn{}
+// What baldur adds to a connection: the way through the wrapper, a name for its
+// holder, and a look at what it brings back to the pool.
 
-	// Absent: driver.Execer and driver.Queryer, which database/sql tries only
-	// where the Context forms are missing; driver.ColumnConverter, which is a
-	// statement's.
-)
-
-type conn struct {
-	rec     *record
-	inner   driver.Conn
-	wrapped bool // inner is a wrapper itself
-
-	// What inner can do, asserted once; nil where it cannot.
-	execCtx   driver.ExecerContext
-	execer    driver.Execer // deprecated, but drivers of before Go 1.8 have no other
-	queryCtx  driver.QueryerContext
-	queryer   driver.Queryer
-	preparer  driver.ConnPrepareContext
-	beginner  driver.ConnBeginTx
-	pinger    driver.Pinger
-	resetter  driver.SessionResetter
-	validator driver.Validator
-	checker   driver.NamedValueChecker
-
-	poisoned func(error) bool // see pq.go; may be nil
-	bad      bool             // not to go back into the pool
-
-	unclosed []driver.Stmt // closed by the program while the connection was not out; see stmt.Close
-
-	free, used *rows // closed Rows: at hand, and of this checkout (see rows.go)
-	tx         tx    // the first transaction of a checkout needs no allocation
-	txUsed     bool
-}
-
-type (
-	execConn  struct{ *conn }
-	queryConn struct{ *conn }
-	fullConn  struct{ *conn }
-)
-
-func newConn(rec *record, inner driver.Conn, poisoned func(error) bool) driver.Conn {
-	c := &conn{rec: rec, inner: inner, poisoned: poisoned}
-	_, c.wrapped = inner.(interface{ Raw() driver.Conn })
-	// A wrapper in between, as otelsql's, has every interface. So the driver
-	// itself is asked what it can do, and the wrapper does it.
-	c.execCtx = both[driver.ExecerContext](inner, rec.inner)
-	c.execer = both[driver.Execer](inner, rec.inner)
-	c.queryCtx = both[driver.QueryerContext](inner, rec.inner)
-	c.queryer = both[driver.Queryer](inner, rec.inner)
-	c.preparer = both[driver.ConnPrepareContext](inner, rec.inner)
-	c.beginner = both[driver.ConnBeginTx](inner, rec.inner)
-	c.pinger = both[driver.Pinger](inner, rec.inner)
-	c.resetter = both[driver.SessionResetter](inner, rec.inner)
-	c.validator = both[driver.Validator](inner, rec.inner)
-	c.checker = both[driver.NamedValueChecker](inner, rec.inner)
-	hasExec, hasQuery := c.execCtx != nil || c.execer != nil, c.queryCtx != nil || c.queryer != nil
-	switch {
-	case hasExec && hasQuery:
-		return fullConn{c}
-	case hasExec:
-		return execConn{c}
-	case hasQuery:
-		return queryConn{c}
-	}
-	return c
-}
-
-// both returns wrapper as a T, or T's zero value if it or the driver's own
-// connection is none.
-func both[T any](wrapper, innermost driver.Conn) T {
-	if _, ok := innermost.(T); !ok {
-		var none T
-		return none
-	}
-	t, _ := wrapper.(T)
-	return t
-}
-
-// embedded returns the T at the bottom of a wrapper's, which embeds it, for what
-// the wrapper hides: otelsql's rows have no ColumnTypeScanType, and its statements
-// no ColumnConverter. Without a wrapper between it returns v.
-func embedded[T any](c *conn, v T, name string) T {
-	for c.wrapped {
-		e := reflect.Indirect(reflect.ValueOf(v))
-		if e.Kind() != reflect.Struct {
-			break
-		}
-		f := e.FieldByName(name)
-		if !f.IsValid() || f.Type() != reflect.TypeFor[T]() || !f.CanInterface() || f.IsNil() {
-			break
-		}
-		v = f.Interface().(T)
-	}
-	return v
-}
-
-// Raw returns the connection that is wrapped. See [Unwrap].
-func (c *conn) Raw() driver.Conn {
-	c.rec.unwrapped()
-	return c.inner
-}
-
-func (c *conn) record() *record { return c.rec }
-
-// fail returns err as the caller is to see it, which is the driver's own value
-// but for two cures.
-func (c *conn) fail(ctx context.Context, first bool, err error) error {
-	if c.rec.cut.Load() { // by the sweep: ctx had ended and the network was silent
-		c.bad = true
-		if e := ctx.Err(); e != nil {
-			return e
-		}
-		return err
-	}
-	if first && c.poisoned != nil && c.poisoned(err) {
-		// The driver refused before it wrote a byte, so that a retry is safe.
-		c.bad = true
-		return driver.ErrBadConn
-	}
-	return err
-}
-
-// ResetSession is where a pooled connection is seen to go out: on the holder's
-// goroutine, with its ctx. Before the driver's own, in which the connection is
-// out already, and stays so for ever if that panics. After ErrBadConn
-// database/sql closes the connection at once; other errors it ignores.
-func (c *conn) ResetSession(ctx context.Context) error {
-	c.rec.take(ctx)
-	if c.unclosed != nil && !c.closeStatements(ctx) {
-		return driver.ErrBadConn
-	}
-	if c.resetter == nil {
-		return nil
-	}
-	return c.resetter.ResetSession(ctx)
-}
-
-// closeStatements closes the statements that were closed while the connection
-// was not out, and tells whether it has survived that.
-func (c *conn) closeStatements(ctx context.Context) bool {
-	c.rec.watch(ctx)
-	c.rec.beginClose(flagClosing)
-	defer c.rec.endClose()
-	for _, st := range c.unclosed {
-		_ = st.Close() // an error that matters is the connection's
-	}
-	c.unclosed = nil
-	return c.valid()
-}
-
-// IsValid is where a connection is seen to come back. database/sql may call it
-// twice for one return.
-func (c *conn) IsValid() bool {
-	valid := c.valid()
-	if valid && c.auditDue() {
-		c.audit()
-		valid = c.valid()
-	}
-	c.rec.give() // not before: it stays out for ever if the driver's panics
-	if !valid {
-		c.rec.closing() // which database/sql does next
-	}
-	c.recycleRows()
-	if c.txUsed {
-		c.txUsed, c.tx.ctx = false, context.Background() // an idle connection keeps no ctx alive
-	}
-	return valid
-}
-
-func (c *conn) valid() bool {
-	return !c.bad && !c.rec.cut.Load() && (c.validator == nil || c.validator.IsValid())
-}
-
-// Close ends the connection. It is seen as a return where IsValid was skipped,
-// as database/sql does after ErrBadConn.
-func (c *conn) Close() error {
-	c.rec.give()
-	defer c.rec.t.remove(c.rec) // not before: until then database/sql counts it as in use
-	c.rec.closing()
-	c.unclosed = nil // the server forgets them with the connection
-	if s := c.rec.sock; s != nil {
-		// pq writes a Terminate message, which must not wait for ever on a
-		// peer that has stopped reading.
-		s.endBy(time.Now().Add(c.rec.t.cfg.cancelGrace))
-	}
-	return c.inner.Close()
-}
-
-func (c *conn) Ping(ctx context.Context) error {
-	if c.pinger == nil {
-		return nil
-	}
-	first := c.rec.begin(ctx, kindPing, "")
-	defer c.rec.end()
-	if err := c.pinger.Ping(ctx); err != nil {
-		return c.fail(ctx, first, err)
-	}
-	return nil
-}
-
-func (c *conn) CheckNamedValue(nv *driver.NamedValue) error {
-	if c.checker == nil {
-		return driver.ErrSkip // database/sql goes on with its default
-	}
-	return c.checker.CheckNamedValue(nv)
-}
-
-func (c execConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
-	return c.execContext(ctx, query, args)
-}
-
-func (c fullConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
-	return c.execContext(ctx, query, args)
-}
-
-func (c queryConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
-	return c.queryContext(ctx, query, args)
-}
-
-func (c fullConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
-	return c.queryContext(ctx, query, args)
-}
-
-func (c *conn) execContext(ctx context.Context, query string, args []driver.NamedValue) (res driver.Result, err error) {
-	first := c.rec.begin(ctx, kindExec, query)
-	defer c.rec.end() // also when the driver panics: a stuck "in a call" would hide the leak that follows
-	if c.execCtx != nil {
-		res, err = c.execCtx.ExecContext(ctx, query, args)
-	} else if values, e := plainValues(ctx, args); e != nil {
-		return nil, e
-	} else {
-		res, err = c.execer.Exec(query, values)
-	}
-	if err != nil {
-		return res, c.fail(ctx, first, err)
-	}
-	return res, nil
-}
-
-func (c *conn) queryContext(ctx context.Context, query string, args []driver.NamedValue) (rs driver.Rows, err error) {
-	first := c.rec.begin(ctx, kindQuery, query)
-	defer c.rec.end()
-	if c.queryCtx != nil {
-		rs, err = c.queryCtx.QueryContext(ctx, query, args)
-	} else if values, e := plainValues(ctx, args); e != nil {
-		return nil, e
-	} else {
-		rs, err = c.queryer.Query(query, values)
-	}
-	if err != nil {
-		return rs, c.fail(ctx, first, err)
-	}
-	return c.wrapRows(ctx, rs, false), nil
-}
-
-// Prepare is driver.Conn's; database/sql calls PrepareContext.
-func (c *conn) Prepare(query string) (driver.Stmt, error) {
-	return c.PrepareContext(context.Background(), query)
-}
-
-func (c *conn) PrepareContext(ctx context.Context, query string) (st driver.Stmt, err error) {
-	first := c.rec.begin(ctx, kindStmt, query)
-	defer c.rec.end()
-	if c.preparer != nil {
-		st, err = c.preparer.PrepareContext(ctx, query)
-	} else if st, err = c.inner.Prepare(query); err == nil && ctx.Err() != nil {
-		_ = st.Close() // as database/sql does
-		return nil, ctx.Err()
-	}
-	if err != nil {
-		return st, c.fail(ctx, first, err)
-	}
-	return c.wrapStmt(st, query), nil
-}
-
-// Begin is driver.Conn's; database/sql calls BeginTx.
-func (c *conn) Begin() (driver.Tx, error) {
-	return c.BeginTx(context.Background(), driver.TxOptions{})
-}
-
-func (c *conn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, error) {
-	first := c.rec.begin(ctx, kindTx, "")
-	defer c.rec.end()
-	inner, err := c.begin(ctx, opts)
-	if err != nil {
-		return nil, c.fail(ctx, first, err)
-	}
-	t := &c.tx
-	if c.txUsed {
-		t = new(tx)
-	}
-	c.txUsed = true
-	*t = tx{c: c, inner: inner, ctx: ctx}
-	// A question of a microsecond, for drivers that lack one of the two only.
-	t.onConn = !c.keepOnRollback() && ctx.Done() != nil && calledBy("database/sql.(*Conn).BeginTx")
-	c.rec.flags |= flagInTx
-	return t, nil
-}
-
-// begin does for a driver without BeginTx what database/sql does for one
-// (ctxDriverBegin in ctxutil.go): it refuses what Begin cannot ask for.
-func (c *conn) begin(ctx context.Context, opts driver.TxOptions) (driver.Tx, error) {
-	if c.beginner != nil {
-		return c.beginner.BeginTx(ctx, opts)
-	}
-	if opts.Isolation != 0 {
-		return nil, errors.New("sql: driver does not support non-default isolation level")
-	}
-	if opts.ReadOnly {
-		return nil, errors.New("sql: driver does not support read-only transactions")
-	}
-	t, err := c.inner.Begin() // the driver has no other
-	if err == nil && ctx.Err() != nil {
-		_ = t.Rollback()
-		return nil, ctx.Err()
-	}
-	return t, err
-}
-
-// plainValues does for a driver without the Context form what database/sql
-// does for one (namedValueToValue and its callers in ctxutil.go).
-func plainValues(ctx context.Context, named []driver.NamedValue) ([]driver.Value, error) {
-	values := make([]driver.Value, len(named))
-	for i, nv := range named {
-		if nv.Name != "" {
-			return nil, errors.New("sql: driver does not support the use of Named Parameters")
-		}
-		values[i] = nv.Value
-	}
-	return values, ctx.Err()
-}
-
-type tx struct {
-	c      *conn
-	inner  driver.Tx
-	ctx    context.Context // of BeginTx
-	onConn bool            // begun on a sql.Conn; noted only where it matters: see Rollback
-}
-
-func (t *tx) Commit() error {
-	t.c.rec.begin(t.ctx, kindTx, "COMMIT")
-	defer t.ended()
-	if err := t.inner.Commit(); err != nil {
-		return t.c.fail(t.ctx, false, err)
-	}
-	return nil
-}
-
-// Rollback also does what database/sql does to the connection of a transaction
-// whose ctx has ended, unless that has both a SessionResetter and a Validator
-// (keepConnOnRollback in sql.go): it discards it, and closes the sql.Conn that
-// it belongs to. We always have both; inner may not. One thing is not as there:
-// on a sql.Conn, the transaction's own statements are not closed before the
-// connection is.
-func (t *tx) Rollback() error {
-	t.c.rec.begin(t.ctx, kindTx, "ROLLBACK")
-	t.c.rec.beginClose(flagRollback)
-	defer t.ended()
-	discard := !t.c.keepOnRollback() && t.ctx.Err() != nil && !calledBy("database/sql.(*Tx).Rollback")
-	if discard {
-		t.c.bad = true
-	}
-	err := t.inner.Rollback()
-	if discard && t.onConn {
-		return driver.ErrBadConn // seen by database/sql only
-	}
-	if err != nil {
-		return t.c.fail(t.ctx, false, err)
-	}
-	return nil
-}
-
-func (c *conn) keepOnRollback() bool { return c.resetter != nil && c.validator != nil }
-
-// calledBy tells whether a function is on the stack.
-func calledBy(function string) bool {
-	var pcs [64]uintptr
-	frames := runtime.CallersFrames(pcs[:runtime.Callers(2, pcs[:])])
+// Unwrap returns the driver's own connection below any wrappers, which it goes
+// through by their Raw methods. Use it inside of sql.Conn.Raw where a connection
+// of a concrete type is needed:
+//
+//	conn.Raw(func(dc any) error {
+//		pq.SetNoticeHandler(baldur.Unwrap(dc.(driver.Conn)), handler)
+//		return nil
+//	})
+//
+// What is done with it is not seen. So until the next call on the connection the
+// holder counts as busy, and a report says "unwrapped since 2s: use not seen".
+// [Raw] is seen.
+func Unwrap(c driver.Conn) driver.Conn {
 	for {
-		f, more := frames.Next()
-		if f.Function == function {
-			return true
+		w, ok := c.(interface{ Raw() driver.Conn })
+		if !ok {
+			return c
 		}
-		if !more {
-			return false
+		inner := w.Raw()
+		if inner == nil {
+			return c
 		}
+		c = inner
 	}
 }
 
-func (t *tx) ended() {
-	t.c.rec.flags &^= flagInTx
-	t.c.rec.end()
+// Raw is conn.Raw with the driver's own connection, seen as a call for as long as
+// f runs: for what goes round database/sql, as pgx's CopyFrom, SendBatch and
+// WaitForNotification.
+//
+//	baldur.Raw(conn, func(c driver.Conn) error {
+//		_, err := c.(*stdlib.Conn).Conn().CopyFrom(ctx, table, columns, rows)
+//		return err
+//	})
+//
+// It bounds nothing: f has its own ctx. It returns f's error, or that of conn.Raw;
+// if conn is not baldur's it still calls f.
+func Raw(conn *sql.Conn, f func(driver.Conn) error) error {
+	return conn.Raw(func(dc any) error {
+		r := recordOf(dc.(driver.Conn))
+		if r == nil {
+			return f(Unwrap(dc.(driver.Conn)))
+		}
+		r.Begin(context.Background(), checkout.KindConn, "")
+		defer r.End()
+		return f(r.Inner)
+	})
+}
+
+var errNotTracked = errors.New("baldur: Label: the connection is not tracked")
+
+// Label names the holder of a connection that is expected to be held for long,
+// as one that keeps an advisory lock or LISTENs: reports show it by the name, in
+// LongHeld, and do not accuse it. It holds until conn is closed. An empty name
+// takes it back.
+//
+// It returns an error if conn is not baldur's, or is closed (sql.ErrConnDone).
+// While a call is in flight on conn it does not wait for it: it returns nil, and
+// the name counts when the call has ended. Inside of conn.Raw use [LabelConn].
+func Label(conn *sql.Conn, name string) error {
+	done := make(chan error, 1)
+	go func() {
+		done <- conn.Raw(func(dc any) error {
+			c, ok := dc.(driver.Conn)
+			if !ok {
+				return errNotTracked
+			}
+			return LabelConn(c, name)
+		})
+	}()
+	timer := time.NewTimer(labelPatience)
+	defer timer.Stop()
+	select {
+	case err := <-done:
+		return err
+	case <-timer.C:
+		return nil
+	}
+}
+
+// labelPatience is after which Label takes it that a call is in flight.
+const labelPatience = 10 * time.Millisecond
+
+// LabelConn is [Label] for use inside of [sql.Conn.Raw] and [Raw]: c is what
+// their functions are given, or the driver's own connection below it.
+//
+//	conn.Raw(func(dc any) error {
+//		return baldur.LabelConn(dc.(driver.Conn), "listener")
+//	})
+func LabelConn(c driver.Conn, name string) error {
+	r := recordOf(c)
+	if r == nil {
+		return errNotTracked
+	}
+	r.SetLabel(text.Clean(name))
+	return nil
+}
+
+// recordOf finds the record of a connection, which is ours, one around ours or
+// the driver's own; nil if there is none.
+func recordOf(c driver.Conn) *checkout.Record {
+	innermost := c
+	for innermost != nil {
+		if r := wrap.RecordOf(innermost); r != nil {
+			return r
+		}
+		w, ok := innermost.(interface{ Raw() driver.Conn })
+		if !ok {
+			break
+		}
+		innermost = w.Raw()
+	}
+	if innermost == nil || !reflect.TypeOf(innermost).Comparable() {
+		return nil
+	}
+	for _, t := range Trackers() {
+		for _, r := range t.ledger.Records() {
+			if reflect.TypeOf(r.Inner) == reflect.TypeOf(innermost) && r.Inner == innermost {
+				return r
+			}
+		}
+	}
+	return nil
+}
+
+// DirtyReturn is a connection that came back to the pool with something that its
+// next holder will meet.
+type DirtyReturn struct {
+	Connection      ConnectionInfo `json:"connection"` // as it was at the return; its CallSite is the line that took it
+	ReturnedAt      time.Time      `json:"returned_at"`
+	OpenTransaction bool           `json:"open_transaction"`         // begun by text, and neither committed nor rolled back
+	Failed          bool           `json:"failed"`                   // that transaction has failed: every query will
+	AdvisoryLocks   []string       `json:"advisory_locks,omitempty"` // session locks, by id; a key of two int4 as "1,2"
+}
+
+// String says it in a line.
+func (d DirtyReturn) String() string {
+	what := "with advisory locks"
+	switch {
+	case d.Failed:
+		what = "in a failed transaction"
+	case d.OpenTransaction:
+		what = "in an open transaction"
+	case len(d.AdvisoryLocks) == 1:
+		what = "with advisory lock " + d.AdvisoryLocks[0]
+	default:
+		for i, id := range d.AdvisoryLocks {
+			what += map[bool]string{true: ", ", false: " "}[i > 0] + id
+		}
+	}
+	return fmt.Sprintf("connection %d came back %s; taken by %v", d.Connection.ConnectionID, what, d.Connection.CallSite())
+}
+
+const (
+	auditTimeout = time.Second
+	auditKept    = 100
+	reportDirty  = 5 // in a report
+
+	auditQuery = "SELECT CASE WHEN objsubid OPERATOR(pg_catalog.=) 1::pg_catalog.int2" +
+		" THEN ((classid::pg_catalog.int8 OPERATOR(pg_catalog.<<) 32) OPERATOR(pg_catalog.|) objid::pg_catalog.int8)::pg_catalog.text" +
+		" ELSE classid::pg_catalog.text OPERATOR(pg_catalog.||) ','::pg_catalog.text OPERATOR(pg_catalog.||) objid::pg_catalog.text END" +
+		" FROM pg_catalog.pg_locks WHERE locktype OPERATOR(pg_catalog.=) 'advisory' AND granted AND pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid() ORDER BY 1"
+)
+
+// DirtyReturns returns what [WithReturnAudit] has found, the latest last, 100 at
+// most; total is how many there were.
+func (t *Tracker) DirtyReturns() (latest []DirtyReturn, total int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return slices.Clone(t.dirty), t.dirtyTotal
+}
+
+// audit checks every so manieth connection that is being returned.
+func (t *Tracker) audit(rec *checkout.Record, query func(context.Context, string, []driver.NamedValue) (driver.Rows, error)) {
+	if t.returns.Add(1)%int64(t.cfg.returnAudit) != 0 {
+		return
+	}
+	d := DirtyReturn{}
+	switch pqconn.TxStatus(rec.Inner) {
+	case 0:
+		return // not lib/pq's
+	case 'E':
+		d.OpenTransaction, d.Failed = true, true
+	case 'T':
+		d.OpenTransaction = true
+	}
+	s, _, ok := rec.Snapshot(t.clk.Now()) // before our own query becomes the last one
+	if !ok {
+		return
+	}
+	if !d.OpenTransaction {
+		ctx, cancel := context.WithTimeout(hook.Own(context.Background()), auditTimeout)
+		defer cancel()
+		rows, err := query(ctx, auditQuery, nil)
+		if err != nil {
+			return // it is not known; lib/pq or the sweep has marked the connection
+		}
+		d.AdvisoryLocks = lockIDs(rows)
+		_ = rows.Close()
+		if len(d.AdvisoryLocks) == 0 {
+			return
+		}
+	}
+	now := t.clk.Now()
+	d.Connection, d.ReturnedAt = t.info(s, now), t.clk.At(now)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.dirtyTotal++
+	if len(t.dirty) == auditKept {
+		t.dirty = slices.Delete(t.dirty, 0, 1)
+	}
+	t.dirty = append(t.dirty, d)
+}
+
+func lockIDs(rows driver.Rows) (ids []string) {
+	row := make([]driver.Value, 1)
+	for rows.Next(row) == nil {
+		switch id := row[0].(type) {
+		case string:
+			ids = append(ids, id)
+		case []byte:
+			ids = append(ids, string(id))
+		}
+	}
+	return ids
 }

@@ -100,18 +100,34 @@
 //   - A connection that lib/pq has left in a wrong state ("there is already a
 //     query being processed") is replaced, not handed out again.
 //
-// # The files, in the order in which a connection lives
+// # Where things are
 //
-//	driver.go   registration, Open, Wrap, TrackerOf; options.go, pq.go, socket.go
-//	conn.go     the wrapped connection and transaction; stmt.go, rows.go
-//	record.go   what is noted of a connection; holds.go, word.go; clock.go, clock_counter.go
-//	tracker.go  the connections of a pool, Report, Watch
-//	leak.go     the values of a report; site.go, text.go
-//	slog.go     leaks as log records
-//	stats.go    figures and health; pool.go, callsites.go, holdtimes.go
-//	label.go    names for holders that are expected to hold
-//	audit.go    connections that come back dirty
-//	hooks.go    functions that are called as a pool lives
-//	pgadmin.go  admin SQL; pgadmin_*.go: sessions, locks, timeouts, poolers
-//	quorum.go   what a quorum is; quorum_pg.go: the lease; quorum_*.go: its parts
+// The public surface, in the order in which a program meets it:
+//
+//	driver.go     registration, Open, OpenDB, Wrap, TrackerOf
+//	options.go    every setting: option, DSN parameter, environment variable
+//	conn.go       what baldur adds to a connection: Unwrap, Raw, Label, the return audit
+//	tracker.go    Tracker: Report, Holders, Stats, and the rule of suspicion
+//	watch.go      reports that come by themselves: Watch, Log
+//	leak.go       the values of a report; text.go: how they read, as text, JSON and log values
+//	stats.go      figures and health
+//	callsites.go  hold times, of a pool and of lines of code
+//	hooks.go      functions that are called as a pool lives
+//	pgadmin.go    admin SQL; pgadmin_*.go: sessions, locks, timeouts, poolers
+//	quorum.go     what a quorum is; quorum_pg.go: the lease; quorum_*.go: its parts
+//
+// The mechanism, each package on top of those after it:
+//
+//	internal/wrap       the transparent connection, statement, rows and transaction
+//	internal/checkout   what is noted of a connection, and of a pool's
+//	internal/callsite   from a call stack to the application's line
+//	internal/stack      call stacks and goroutines, read fast
+//	internal/pqconn     lib/pq's DSN, sockets and quirks
+//	internal/sqlpool    what database/sql knows of a pool
+//	internal/clock      the time, coarse and exact
+//	internal/lockqueue  who waits for a lock within the process
+//	internal/pgsql      text of SQL
+//	internal/text       foreign text made safe
+//
+// deps_test.go says what each may import.
 package baldur

@@ -7,6 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+
+	"github.com/baldur-go/baldur/internal/pqconn"
+	"github.com/baldur-go/baldur/internal/wrap"
 )
 
 // DriverName is the name under which this package registers with database/sql.
@@ -33,7 +36,7 @@ func (d pqDriver) Open(dsn string) (driver.Conn, error) {
 }
 
 func openConnector(dsn string, opts []Option) (*connector, error) {
-	pqcfg, params, err := parseDSN(dsn)
+	pqcfg, params, err := pqconn.ParseDSN(dsn)
 	if err != nil {
 		return nil, err
 	}
@@ -42,21 +45,23 @@ func openConnector(dsn string, opts []Option) (*connector, error) {
 		return nil, err
 	}
 	var target Target
-	if pqNameable(dsn, pqcfg) {
-		target = pqTarget(pqcfg)
+	if pqconn.Nameable(dsn, pqcfg) {
+		t := pqconn.TargetOf(pqcfg)
+		target = Target{Address: t.Address, Port: t.Port, Database: t.Database, Schema: t.Schema}
 		if cfg.poolName == "" {
-			cfg.poolName = pqPoolName(pqcfg)
+			cfg.poolName = pqconn.PoolName(pqcfg)
 		}
 	}
 	if cfg.poolName == "" {
 		cfg.poolName = "pool"
 	}
-	inner, err := newPQConnector(pqcfg, cfg.cancelTimeout)
+	inner, err := pqconn.NewConnector(pqcfg, cfg.cancelTimeout)
 	if err != nil {
-		return nil, fmt.Errorf("baldur: DSN: %s", pqDSNError(dsn, err))
+		return nil, fmt.Errorf("baldur: DSN: %s", pqconn.DSNError(dsn, err))
 	}
-	hooked := socketConnector{cfg.hook(inner, target)}
-	return &connector{inner: hide(inner), connect: hooked.connect, driver: pqDriver{}, t: newTracker(cfg)}, nil
+	hooked := cfg.hook(inner, target)
+	connect := func(ctx context.Context) (driver.Conn, *pqconn.Socket, error) { return pqconn.Connect(ctx, hooked) }
+	return &connector{inner: hide(inner), connect: connect, driver: pqDriver{}, t: newTracker(cfg)}, nil
 }
 
 // Open opens a tracked pool on lib/pq, as sql.Open("baldur-pq", dsn) does, with
@@ -76,7 +81,7 @@ func Open(dsn string, opts ...Option) (*sql.DB, error) {
 
 // OpenDB opens a tracked pool on any connector: sql.OpenDB(Wrap(inner, opts...)).
 func OpenDB(inner driver.Connector, opts ...Option) *sql.DB {
-	c := wrap(inner, opts)
+	c := Wrap(inner, opts...)
 	if c, ok := c.(*connector); ok {
 		return openDB(c)
 	}
@@ -94,9 +99,7 @@ func openDB(c *connector) *sql.DB {
 //
 // As sql.OpenDB has no error to return, a nil inner or a bad option shows at the
 // first connect: every Connect returns an error that names it.
-func Wrap(inner driver.Connector, opts ...Option) driver.Connector { return wrap(inner, opts) }
-
-func wrap(inner driver.Connector, opts []Option) driver.Connector {
+func Wrap(inner driver.Connector, opts ...Option) driver.Connector {
 	if inner == nil {
 		return brokenConnector{errors.New("baldur: Wrap and OpenDB need a connector, got nil")}
 	}
@@ -110,7 +113,7 @@ func wrap(inner driver.Connector, opts []Option) driver.Connector {
 	hooked := cfg.hook(inner, Target{})
 	return &connector{
 		inner: hide(inner),
-		connect: func(ctx context.Context) (driver.Conn, *socket, error) {
+		connect: func(ctx context.Context) (driver.Conn, *pqconn.Socket, error) {
 			ci, err := hooked.Connect(ctx)
 			return ci, nil, err
 		},
@@ -134,60 +137,11 @@ func TrackerOf(db *sql.DB) *Tracker {
 	return t
 }
 
-// Unwrap returns the driver's own connection below any wrappers, which it goes
-// through by their Raw methods. Use it inside of sql.Conn.Raw where a connection
-// of a concrete type is needed:
-//
-//	conn.Raw(func(dc any) error {
-//		pq.SetNoticeHandler(baldur.Unwrap(dc.(driver.Conn)), handler)
-//		return nil
-//	})
-//
-// What is done with it is not seen. So until the next call on the connection the
-// holder counts as busy, and a report says "unwrapped since 2s: use not seen".
-// [Raw] is seen.
-func Unwrap(c driver.Conn) driver.Conn {
-	for {
-		w, ok := c.(interface{ Raw() driver.Conn })
-		if !ok {
-			return c
-		}
-		inner := w.Raw()
-		if inner == nil {
-			return c
-		}
-		c = inner
-	}
-}
-
-// Raw is conn.Raw with the driver's own connection, seen as a call for as long as
-// f runs: for what goes round database/sql, as pgx's CopyFrom, SendBatch and
-// WaitForNotification.
-//
-//	baldur.Raw(conn, func(c driver.Conn) error {
-//		_, err := c.(*stdlib.Conn).Conn().CopyFrom(ctx, table, columns, rows)
-//		return err
-//	})
-//
-// It bounds nothing: f has its own ctx. It returns f's error, or that of conn.Raw;
-// if conn is not baldur's it still calls f.
-func Raw(conn *sql.Conn, f func(driver.Conn) error) error {
-	return conn.Raw(func(dc any) error {
-		r := recordOf(dc.(driver.Conn))
-		if r == nil {
-			return f(Unwrap(dc.(driver.Conn)))
-		}
-		r.begin(context.Background(), kindConn, "")
-		defer r.end()
-		return f(r.inner)
-	})
-}
-
 // connector makes tracked connections.
 type connector struct {
-	inner   func() driver.Connector                             // a func, as fmt does not look into one: not all verbs come to Format when it prints a *sql.DB
-	connect func(context.Context) (driver.Conn, *socket, error) // the socket only where it is ours
-	driver  driver.Driver                                       // nil: inner's
+	inner   func() driver.Connector                                    // a func, as fmt does not look into one: not all verbs come to Format when it prints a *sql.DB
+	connect func(context.Context) (driver.Conn, *pqconn.Socket, error) // the socket only where it is ours
+	driver  driver.Driver                                              // nil: inner's
 	t       *Tracker
 }
 
@@ -196,7 +150,7 @@ var _ io.Closer = (*connector)(nil)
 func (c *connector) Connect(ctx context.Context) (driver.Conn, error) {
 	c.t.dialing.Add(1)
 	defer c.t.dialing.Add(-1)
-	began, closed := c.t.clk.now(), c.t.isClosed()
+	began, closed := c.t.clk.Now(), c.t.isClosed()
 	ci, sock, err := c.connect(ctx)
 	if err != nil {
 		return nil, err
@@ -205,18 +159,11 @@ func (c *connector) Connect(ctx context.Context) (driver.Conn, error) {
 		return nil, errNoConn
 	}
 	r := c.t.add(Unwrap(ci), sock, closed)
-	c.t.connected(ctx, c.t.clk.now()-began)
-	if calledByPool() {
-		r.take(ctx)
+	c.t.connected(ctx, c.t.clk.Now()-began)
+	if wrap.CalledByPool() {
+		r.Take(ctx)
 	}
-	return newConn(r, ci, pqPoisoned), nil
-}
-
-// calledByPool tells whether Connect was called for the goroutine that it runs
-// on. Where the pool was full, database/sql's connectionOpener calls it, for
-// whoever waits longest: the holder is not known before the first use.
-func calledByPool() bool {
-	return calledBy("database/sql.(*DB).conn")
+	return wrap.New(&c.t.wrapping, r, ci), nil
 }
 
 func hide(c driver.Connector) func() driver.Connector {
@@ -266,15 +213,17 @@ func (d poolDriver) tracker() *Tracker { return d.t }
 func (d poolDriver) Format(f fmt.State, verb rune) { d.c.Format(f, verb) }
 
 // dial connects as the pool does, beside it: see link.
-func (d poolDriver) dial(ctx context.Context) (driver.Conn, *socket, error) { return d.c.beside(ctx) }
+func (d poolDriver) dial(ctx context.Context) (driver.Conn, *pqconn.Socket, error) {
+	return d.c.beside(ctx)
+}
 
 // beside connects beside the pool, on a goroutine of ours: a connector that panics there
 // would end the program, and one that does not heed ctx keep a lease's loop for ever. A
 // connection that comes too late is closed.
-func (c *connector) beside(ctx context.Context) (driver.Conn, *socket, error) {
+func (c *connector) beside(ctx context.Context) (driver.Conn, *pqconn.Socket, error) {
 	type result struct {
 		ci   driver.Conn
-		sock *socket
+		sock *pqconn.Socket
 		err  error
 	}
 	done := make(chan result, 1)
@@ -314,7 +263,7 @@ type untracked struct{ c *connector }
 func (u untracked) Connect(ctx context.Context) (driver.Conn, error) {
 	ci, sock, err := u.c.beside(ctx)
 	if deadline, ok := ctx.Deadline(); ok && sock != nil {
-		sock.endBy(deadline) // of its calls too, as no sweep sees to them
+		sock.EndBy(deadline) // of its calls too, as no sweep sees to them
 	}
 	return ci, err
 }

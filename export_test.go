@@ -2,11 +2,11 @@ package baldur
 
 import (
 	"database/sql/driver"
-	"math"
 	"slices"
 	"time"
 
 	"github.com/baldur-go/baldur/internal/stack"
+	"github.com/baldur-go/baldur/internal/wrap"
 )
 
 // HoldsOf returns the number and the sum of the hold times of all call sites in a
@@ -24,16 +24,8 @@ func HoldsOf(function string) (n uint64, sum time.Duration) {
 
 // RecordOf returns the ConnectionID of a tracked connection, and what it wraps.
 func RecordOf(dc any) (int64, driver.Conn) {
-	switch c := dc.(type) {
-	case fullConn:
-		return c.rec.id, c.inner
-	case execConn:
-		return c.rec.id, c.inner
-	case queryConn:
-		return c.rec.id, c.inner
-	}
-	c := dc.(*conn)
-	return c.rec.id, c.inner
+	c := dc.(driver.Conn)
+	return wrap.RecordOf(c).ID, wrap.Inner(c)
 }
 
 // FakeSuspendGap has the machine suspended for d so far.
@@ -46,8 +38,8 @@ func FakeSuspendGap(d time.Duration) (restore func()) {
 // WrongCounter has t's exact time, as the CPU's counter gives it, wrong by d, and
 // stand still, until the next tick.
 func (t *Tracker) WrongCounter(d time.Duration) {
-	t.clk.seg.Store(&segment{time: t.clk.kernel() + d, valid: math.MaxUint64})
+	t.clk.Mislead(d)
 }
 
 // KeptText is the query's text that the pool's first connection keeps.
-func (t *Tracker) KeptText() string { return t.list()[0].query }
+func (t *Tracker) KeptText() string { return t.ledger.Records()[0].Query }

@@ -70,20 +70,36 @@ func init() {
 // In package baldur.
 const suiteOwn = `package baldur
 
-import "database/sql/driver"
+import (
+	"database/sql/driver"
+
+	"github.com/baldur-go/baldur/internal/wrap"
+)
 
 func DriversOwn(x any) any {
 	switch x := x.(type) {
 	case driver.Conn:
 		return Unwrap(x)
-	case interface{ wrapped() driver.Rows }:
-		return x.wrapped()
-	case *tx:
-		return x.inner
 	case *connector:
 		return x.inner()
 	case poolDriver:
 		return x.Driver
+	}
+	return wrap.DriversOwn(x)
+}
+`
+
+// In package wrap.
+const suiteOwnWrap = `package wrap
+
+import "database/sql/driver"
+
+func DriversOwn(x any) any {
+	switch x := x.(type) {
+	case interface{ wrapped() driver.Rows }:
+		return x.wrapped()
+	case *tx:
+		return x.inner
 	}
 	return x
 }
@@ -275,6 +291,7 @@ func buildSuite(t *testing.T) string {
 	put(src, "baldur_hook.go", suiteHook)
 	put(src, "baldur_wrap_test.go", suiteWrap)
 	put(repo, "baldur_suite_own.go", suiteOwn)
+	put(filepath.Join(repo, "internal", "wrap"), "baldur_suite_own_wrap.go", suiteOwnWrap)
 	config, err := json.Marshal(map[string]any{"Replace": overlay})
 	if err != nil {
 		t.Fatal(err)

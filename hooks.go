@@ -3,10 +3,9 @@ package baldur
 import (
 	"context"
 	"database/sql/driver"
-	"errors"
 	"time"
 
-	"github.com/baldur-go/baldur/internal/hook"
+	"github.com/baldur-go/baldur/internal/checkout"
 	"github.com/baldur-go/baldur/internal/stack"
 )
 
@@ -53,6 +52,12 @@ type Return struct {
 	site *stack.Site
 }
 
+// CallSite is the line that took the connection: see [ConnectionInfo.CallSite].
+func (r Return) CallSite() Frame {
+	info := r.t.sites.of(r.site)
+	return ConnectionInfo{StackTrace: info.frames, site: info.at}.CallSite()
+}
+
 // StackTrace is the call stack of the taking, from the application's own frame
 // on; nil under [CaptureOff]. It is not to be changed.
 func (r Return) StackTrace() []Frame { return r.t.sites.of(r.site).frames }
@@ -65,40 +70,6 @@ type Target struct {
 	Database  string
 	Schema    string // the first of the search_path in the DSN
 	QueryText bool   // the text of queries may be told: see WithQueryText
-}
-
-// hookMaker is what WithHooks was given.
-type hookMaker struct {
-	name string
-	f    func(Target) Hooks
-}
-
-// WithHooks has f called when the pool is made, and the functions that it
-// returns as the pool lives. Of several with one name the last counts.
-func WithHooks(name string, f func(Target) Hooks) Option {
-	return func(c *config) {
-		for i, m := range c.hookMakers {
-			if m.name == name {
-				c.hookMakers[i].f = f
-				return
-			}
-		}
-		c.hookMakers = append(c.hookMakers, hookMaker{name, f})
-	}
-}
-
-// setOTel is the setting of baldur_otel.
-func setOTel(c *config, v string) error {
-	var on bool
-	if err := setSwitch(&on, v); err != nil || !on {
-		return err
-	}
-	option, ok := hook.OTel.(func() Option)
-	if !ok {
-		return errors.New(`it needs import _ "github.com/baldur-go/baldur/baldurotel" in the program`)
-	}
-	option()(c)
-	return nil
 }
 
 // hook makes the hooks of a pool and returns the connector that they want.
@@ -129,7 +100,7 @@ func (t *Tracker) announce() {
 	t.announcing.Lock()
 	defer t.announcing.Unlock()
 	t.mu.Lock()
-	inUse := len(t.records) > 0 || !t.isClosedLocked()
+	inUse := t.ledger.Len() > 0 || !t.isClosedLocked()
 	t.mu.Unlock()
 	if inUse == t.announced {
 		return
@@ -153,18 +124,10 @@ func (t *Tracker) connected(ctx context.Context, took time.Duration) {
 	}
 }
 
-// returned tells the hooks that the connection of r, which has ended its
-// checkout, is back.
-func (r *record) returned() {
-	ret := Return{
-		ConnectionID: r.id,
-		AcquiredAt:   r.clk.at(r.start),
-		Held:         r.clk.now() - r.start,
-		Span:         r.span,
-		t:            r.t,
-		site:         r.site,
-	}
-	for _, h := range r.t.hooks {
+// returned tells the hooks that a checkout has ended.
+func (t *Tracker) returned(r checkout.Return) {
+	ret := Return{ConnectionID: r.ID, AcquiredAt: r.Start, Held: r.Held, Span: SpanContext(r.Span), t: t, site: r.Site}
+	for _, h := range t.hooks {
 		if h.Returned != nil {
 			guarded(func() { h.Returned(ret) })
 		}
@@ -179,38 +142,4 @@ func guarded(f func()) {
 func guardedSpan(f func(context.Context) SpanContext, ctx context.Context) (span SpanContext) {
 	defer func() { _ = recover() }()
 	return f(ctx)
-}
-
-// Connections returns how many connections lie idle in the pool and how many are
-// out of it, without those that are being dialled. Unlike [Tracker.Stats] it
-// knows this also of a pool that was opened by plain sql.Open and has not been
-// given to TrackerOf, and of several pools on one connector (together): from
-// what it has seen. Then ok is false while there is a connection that has never
-// been seen to go out; see "What cannot be seen" in the package comment.
-func (t *Tracker) Connections() (idle, used int, ok bool) {
-	if s, ok := t.pool(); ok {
-		return s.idle, max(0, s.inUse()-s.pending-int(t.dialing.Load())), true
-	}
-	t.mu.Lock()
-	known := t.db == nil || t.shared // else database/sql does not answer
-	t.mu.Unlock()
-	if !known {
-		return 0, 0, false
-	}
-	for _, r := range t.list() {
-		r.mu.Lock()
-		taken, act := r.seq > 0, r.act.get()
-		r.mu.Unlock()
-		out := act&flagOut != 0
-		switch {
-		case !out && act&flagClosing != 0: // on its way out of the pool
-		case !taken:
-			return 0, 0, false
-		case out:
-			used++
-		default:
-			idle++
-		}
-	}
-	return idle, used, true
 }

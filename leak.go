@@ -9,7 +9,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/baldur-go/baldur/internal/sqltext"
+	"github.com/baldur-go/baldur/internal/callsite"
 	"github.com/baldur-go/baldur/internal/text"
 )
 
@@ -39,6 +39,16 @@ const (
 	StateRowsOpen State = "rows_open"           // a Rows is open, and is not being read
 	StateIdle     State = "idle"                // calls have been made, none is in flight
 	StateNoCall   State = "no_call_yet"         // taken, and not used since
+)
+
+// Verdict is what is thought of a holder, by the rule that its value names.
+type Verdict string
+
+// The verdicts.
+const (
+	VerdictInUse     Verdict = "in_use"    // out for less than the leak threshold
+	VerdictLongHeld  Verdict = "long_held" // out for the threshold, but labelled, or used within it: not accused
+	VerdictSuspected Verdict = "suspected" // out for the threshold, and not used for that long
 )
 
 // Liveness tells whether a goroutine has ended.
@@ -82,7 +92,7 @@ func (f Frame) at() string {
 // short is the function without the folders of its import path, but for the one
 // that a major version is of: "pop/v6.newTX".
 func (f Frame) short() string {
-	pkg, local := splitName(f.Function)
+	pkg, local := callsite.SplitName(f.Function)
 	if local == "" {
 		return pkg
 	}
@@ -136,6 +146,7 @@ type ConnectionInfo struct {
 	InCall          time.Duration // how long the call in flight has lasted; 0 if there is none
 	Kind            Kind          // what it was taken for
 	State           State
+	Verdict         Verdict
 	Label           string      // of an expected holder: see Label
 	InTransaction   bool        // begun by Begin; a BEGIN in a query's text is not seen
 	RowsOpen        bool        // a Rows of it is open
@@ -168,7 +179,7 @@ func (c ConnectionInfo) CallSite() Frame {
 
 // begun tells whether a frame is the call site of a goroutine that a go statement
 // has begun in database/sql.
-func (f Frame) begun() bool { return strings.HasPrefix(f.Function, sqlPackage+".") }
+func (f Frame) begun() bool { return callsite.Started(f.Function) }
 
 // Doing says in words what the holder does: "idle in transaction for 40s".
 func (c ConnectionInfo) Doing() string {
@@ -280,54 +291,4 @@ func groupBySite(infos []ConnectionInfo) []LeakGroup {
 		return cmp.Compare(len(b.Connections), len(a.Connections))
 	})
 	return groups
-}
-
-// maxQuery is how much of a query's text is told, in bytes.
-const maxQuery = 2 << 10
-
-// info makes the values of a snapshot.
-func (t *Tracker) info(s snapshot, now time.Duration) ConnectionInfo {
-	site := t.sites.of(s.site)
-	c := ConnectionInfo{
-		ConnectionID:    s.rec.id,
-		AcquiredAt:      t.clk.at(s.start),
-		Held:            max(0, now-s.start),
-		Kind:            site.kind,
-		Label:           s.label,
-		InTransaction:   s.flags&flagInTx != 0,
-		RowsOpen:        s.flags&flagRows != 0,
-		StackTrace:      site.frames,
-		site:            site.at,
-		GoroutineID:     s.holder.ID(),
-		Goroutine:       Liveness(s.holder.State().String()),
-		LastGoroutineID: s.last.ID(),
-		BackendPID:      s.rec.pid,
-		Span:            s.span,
-	}
-	used := s.flags&(flagCalled|flagInCall) != 0
-	if used && t.cfg.queryText {
-		c.QueryInfo = text.Lines(sqltext.Safe(s.query, maxQuery))
-	}
-	if used && c.Kind == KindUnknown {
-		c.Kind = s.first.public()
-	}
-	since := max(0, now-s.used)
-	switch {
-	case s.flags&flagInCall != 0:
-		c.State, c.InCall = StateInCall, since
-		if s.flags&flagRollback == flagClosing {
-			c.State = StateClosing
-		}
-	case s.flags&flagUnwrapped != 0:
-		c.State, c.Idle = StateUnseen, since
-	case c.InTransaction:
-		c.State, c.Idle = StateIdleInTx, since
-	case c.RowsOpen:
-		c.State, c.Idle = StateRowsOpen, since
-	case used:
-		c.State, c.Idle = StateIdle, since
-	default:
-		c.State, c.Idle = StateNoCall, since
-	}
-	return c
 }

@@ -2,6 +2,7 @@ package baldur
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -10,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/baldur-go/baldur/internal/hook"
 )
 
 // Defaults of the settings; the ranges are in the comments of the options.
@@ -142,6 +145,20 @@ func WithCapture(c Capture) Option {
 	return func(cfg *config) { cfg.capture = c }
 }
 
+// WithReturnAudit checks one in every n returns of a connection to the pool, from
+// 1 (all) on; 0, the default, checks none. It finds transactions that were begun
+// by a query's text and are still open, and session advisory locks: what
+// database/sql and lib/pq do not take back. [Tracker.DirtyReturns] has what was
+// found. The connection itself goes back as it is.
+//
+// A check of a connection without a transaction is a round trip on the goroutine
+// that returns it, of at most 1 s. It needs lib/pq; through a pooler in
+// transaction mode it means nothing.
+// DSN: baldur_return_audit.
+func WithReturnAudit(n int) Option {
+	return func(c *config) { c.returnAudit = n }
+}
+
 // WithSpanContext has f called with the ctx of every checkout, to note the
 // trace that it belongs to. With OpenTelemetry (baldurotel.With includes it):
 //
@@ -175,6 +192,26 @@ func WithSkipPackages(paths ...string) Option {
 // DSN: baldur_skip_functions, separated by commas; environment: BALDUR_SKIP_FUNCTIONS.
 func WithSkipFunctions(names ...string) Option {
 	return func(c *config) { c.skipFunctions = append(c.skipFunctions, names...) }
+}
+
+// WithHooks has f called when the pool is made, and the functions that it
+// returns as the pool lives. Of several with one name the last counts.
+func WithHooks(name string, f func(Target) Hooks) Option {
+	return func(c *config) {
+		for i, m := range c.hookMakers {
+			if m.name == name {
+				c.hookMakers[i].f = f
+				return
+			}
+		}
+		c.hookMakers = append(c.hookMakers, hookMaker{name, f})
+	}
+}
+
+// hookMaker is what WithHooks was given.
+type hookMaker struct {
+	name string
+	f    func(Target) Hooks
 }
 
 // setting is one that has a text form.
@@ -245,6 +282,20 @@ func addNames(list *[]string, v string) error {
 			*list = append(*list, name)
 		}
 	}
+	return nil
+}
+
+// setOTel is the setting of baldur_otel.
+func setOTel(c *config, v string) error {
+	var on bool
+	if err := setSwitch(&on, v); err != nil || !on {
+		return err
+	}
+	option, ok := hook.OTel.(func() Option)
+	if !ok {
+		return errors.New(`it needs import _ "github.com/baldur-go/baldur/baldurotel" in the program`)
+	}
+	option()(c)
 	return nil
 }
 

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/baldur-go/baldur/internal/pqconn"
 	"github.com/lib/pq"
 )
 
@@ -49,7 +50,7 @@ func (q *PGQuorum) RequirePrimary(ctx context.Context, tx *sql.Tx) (epoch int64,
 		return 0, err
 	}
 	g, err := guard(ctx, tx, table, q.isHolder(t), q.cfg.idleTimeout)
-	code, _ := sqlState(err)
+	code, _ := pqconn.SQLState(err)
 	switch {
 	case err == nil && g.held:
 		return g.epoch(q, t.lease.Epoch)
@@ -254,7 +255,7 @@ func commitError(err error) error {
 	if err == nil {
 		return nil
 	}
-	switch code, _ := sqlState(err); {
+	switch code, _ := pqconn.SQLState(err); {
 	case errors.Is(err, sql.ErrTxDone): // by f, or rolled back when ctx ended
 		return fmt.Errorf("baldur: InTx: the transaction had ended before its commit: %w", err)
 	case errors.Is(err, pq.ErrInFailedTransaction), err.Error() == pgxCommitRolledBack:
@@ -360,7 +361,7 @@ func (q *PGQuorum) sealOn(ctx context.Context, conn *sql.Conn, epoch int64) (tab
 	if err == nil {
 		err = tx.Commit()
 	}
-	again = hasState(err, "55P03") || // guarded transactions, for longer than a TTL
+	again = pqconn.HasState(err, "55P03") || // guarded transactions, for longer than a TTL
 		errors.Is(err, sql.ErrNoRows) || err == nil && !sealed && top <= epoch // the row that is in the way is newer than the snapshot
 	return t.name, top, again, err
 }

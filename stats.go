@@ -1,7 +1,6 @@
 package baldur
 
 import (
-	"database/sql"
 	"time"
 )
 
@@ -117,61 +116,3 @@ var (
 	_ PoolStatsProvider     = (*Tracker)(nil)
 	_ PoolStatsProvider     = NoOpPoolStatsProvider{}
 )
-
-// Stats returns the pool's figures now. They are −1 where the pool is not known
-// (it was opened by plain sql.Open, and TrackerOf has not been called on it;
-// or several pools share one connector) or does not answer within 100 ms.
-func (t *Tracker) Stats() PoolStats {
-	s, ok := t.pool()
-	return t.stats(s, ok)
-}
-
-func (t *Tracker) stats(s poolState, ok bool) PoolStats {
-	st := PoolStats{PoolName: t.PoolName(), MaxConnections: -1, ActiveConnections: -1, AvailableConnections: -1, WaitingRequests: -1, CheckedAt: time.Now()}
-	if !ok {
-		return st
-	}
-	st.MaxConnections, st.ActiveConnections, st.WaitingRequests = s.maxOpen, s.inUse(), s.waiting
-	st.AvailableConnections = s.idle
-	if s.maxOpen > 0 {
-		st.AvailableConnections = max(0, s.maxOpen-s.inUse())
-	}
-	return st
-}
-
-// DBStats returns database/sql's own statistics of the pool, as sql.DB.Stats
-// does. ok is false where Stats' figures are −1; unlike sql.DB.Stats it does not
-// hang with a pool whose driver hangs, but gives up after 100 ms.
-func (t *Tracker) DBStats() (stats sql.DBStats, ok bool) {
-	t.mu.Lock()
-	db, shared := t.db, t.shared
-	t.mu.Unlock()
-	if db == nil || shared {
-		return stats, false
-	}
-	return aside(db.Stats)
-}
-
-// LeaksTotal is the number of checkouts that a report, of whatever kind, has
-// listed as suspected since the tracker was made: each once, also those that
-// have come back. It never falls. Nobody looks at a pool between two reports, so
-// a leak that came and went there is not counted.
-func (t *Tracker) LeaksTotal() int { return int(t.leaked.Load()) }
-
-// PoolInfo returns the pool's shape now. Figures are −1 where Stats' are.
-func (t *Tracker) PoolInfo() PoolInfo {
-	s, ok := t.pool()
-	st := t.stats(s, ok)
-	info := PoolInfo{PoolType: "database/sql", PoolSize: st.MaxConnections, CheckedIn: -1, CheckedOut: st.ActiveConnections,
-		TotalCapacity: st.MaxConnections, Available: st.AvailableConnections, PoolExhausted: st.IsExhausted()}
-	if ok {
-		info.CheckedIn = s.idle
-	}
-	return info
-}
-
-// CheckHealth judges the pool. See [PoolHealthStatus].
-func (t *Tracker) CheckHealth() PoolHealthStatus { return t.Report().Health }
-
-// DetectLeaks is Report under its name in [ConnectionPoolMonitor].
-func (t *Tracker) DetectLeaks() LeakReport { return t.Report() }

@@ -9,6 +9,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/baldur-go/baldur/internal/callsite"
 	"github.com/baldur-go/baldur/internal/text"
 )
 
@@ -264,7 +265,7 @@ func (f Frame) place() string {
 
 // pkg is the package in the function's name.
 func (f Frame) pkg() string {
-	pkg, _ := splitName(f.Function)
+	pkg, _ := callsite.SplitName(f.Function)
 	return pkg
 }
 
@@ -353,6 +354,7 @@ func (c ConnectionInfo) MarshalJSON() ([]byte, error) {
 		Kind            Kind      `json:"kind"`
 		Label           string    `json:"label,omitempty"`
 		State           State     `json:"state"`
+		Verdict         Verdict   `json:"verdict,omitempty"`
 		Doing           string    `json:"doing"`
 		InTransaction   bool      `json:"in_transaction"`
 		RowsOpen        bool      `json:"rows_open"`
@@ -364,7 +366,7 @@ func (c ConnectionInfo) MarshalJSON() ([]byte, error) {
 		LastGoroutineID int64     `json:"last_goroutine_id"`
 		BackendPID      int       `json:"backend_pid,omitempty"`
 		TraceID         string    `json:"trace_id,omitempty"`
-	}{c.ConnectionID, c.AcquiredAt, c.Held.Seconds(), c.Idle.Seconds(), c.InCall.Seconds(), c.Kind, c.Label, c.State, c.Doing(),
+	}{c.ConnectionID, c.AcquiredAt, c.Held.Seconds(), c.Idle.Seconds(), c.InCall.Seconds(), c.Kind, c.Label, c.State, c.Verdict, c.Doing(),
 		c.InTransaction, c.RowsOpen, c.CallSite(), list(c.StackTrace), c.QueryInfo, c.GoroutineID, c.Goroutine, c.LastGoroutineID, c.BackendPID, c.Span.String()})
 }
 

@@ -5,8 +5,6 @@ import (
 	"context"
 	"database/sql"
 	"database/sql/driver"
-	"errors"
-	"fmt"
 	"math"
 	"runtime"
 	"slices"
@@ -16,7 +14,13 @@ import (
 	"time"
 	"weak"
 
-	"github.com/baldur-go/baldur/internal/stack"
+	"github.com/baldur-go/baldur/internal/checkout"
+	"github.com/baldur-go/baldur/internal/clock"
+	"github.com/baldur-go/baldur/internal/pqconn"
+	"github.com/baldur-go/baldur/internal/sqlpool"
+	"github.com/baldur-go/baldur/internal/sqltext"
+	"github.com/baldur-go/baldur/internal/text"
+	"github.com/baldur-go/baldur/internal/wrap"
 )
 
 // Tracker knows who holds each connection of a pool. Get it by [TrackerOf]. Its
@@ -24,41 +28,51 @@ import (
 // connection, and none stops the program.
 type Tracker struct {
 	cfg     *config
-	clk     *clock
+	clk     *clock.Clock
+	ledger  *checkout.Ledger
 	sites   *siteCache
 	dialing atomic.Int32 // Connect calls in flight
-	capture atomic.Int32 // a Capture
 	name    atomic.Pointer[string]
 	returns atomic.Int64 // counted by the return audit, where there is one
 	leaked  atomic.Int64 // checkouts that were reported as suspected
 	hooks   []Hooks
 
+	wrapping wrap.Config // of its connections
+
 	announcing sync.Mutex // guards the field below, and orders the calls of Opened and Closed
 	announced  bool       // Opened was called, and Closed not since
 
-	mu        sync.Mutex // guards the fields below
-	db        *sql.DB    // nil: not known
-	shared    bool       // more than one pool uses the connector: db's figures are not ours
-	records   []*record  // of the open connections
-	lastID    int64
-	leaks     []*leak // reported, not known to be back
+	mu        sync.Mutex       // guards the fields below
+	db        *sql.DB          // nil: not known
+	shared    bool             // more than one pool uses the connector: db's figures are not ours
+	leaks     []*checkout.Leak // reported, not known to be back
 	onRelease []func(ConnectionInfo)
 	closed    chan struct{} // closed by close
 	quorums   []*PGQuorum   // in use
 
 	dirty      []DirtyReturn // the last ones
 	dirtyTotal int
-
-	holds stack.Hist // of all checkouts that were counted; last, since other fields are read at each checkout
 }
 
 func newTracker(cfg *config) *Tracker {
 	t := &Tracker{cfg: cfg, hooks: cfg.hooks, closed: make(chan struct{})}
 	t.sites = siteCacheOf(cfg.skipPackages, cfg.skipFunctions)
 	t.name.Store(&cfg.poolName)
-	t.capture.Store(int32(cfg.capture))
 	tick := min(100*time.Millisecond, max(time.Millisecond, min(cfg.leakThreshold, cfg.cancelGrace)/10))
-	t.clk = newClock(tick, t.sweep)
+	t.clk = clock.New(tick, func() bool { return t.ledger.Sweep(t.clk.Kernel()) })
+	c := checkout.Config{Tag: t.sites.tag, HideText: !cfg.queryText, Grace: cfg.cancelGrace, Closed: t.remove}
+	if hook := cfg.spanContext; hook != nil {
+		c.Span = func(ctx context.Context) checkout.Span { return checkout.Span(guardedSpan(hook, ctx)) }
+	}
+	if t.hooks != nil {
+		c.Returned = t.returned
+	}
+	t.ledger = checkout.NewLedger(t.clk, c)
+	t.SetCapture(cfg.capture)
+	t.wrapping.Poisoned = pqconn.Poisoned
+	if cfg.returnAudit > 0 {
+		t.wrapping.Audit = t.audit
+	}
 	return t
 }
 
@@ -132,9 +146,9 @@ func (t *Tracker) close() {
 	if !t.isClosedLocked() {
 		close(t.closed)
 	}
-	empty := len(t.records) == 0
+	empty := t.ledger.Len() == 0
 	t.mu.Unlock()
-	t.clk.stop()
+	t.clk.Stop()
 	if empty { // else remove does it
 		t.unregister()
 	}
@@ -173,60 +187,29 @@ func (t *Tracker) isClosedLocked() bool {
 
 // add makes the record of a new connection. Its dialling began before the pool
 // was closed, or after, for a second pool on the connector.
-func (t *Tracker) add(inner driver.Conn, sock *socket, afterClose bool) *record {
+func (t *Tracker) add(inner driver.Conn, sock *pqconn.Socket, afterClose bool) *checkout.Record {
 	defer t.announce()
-	r := &record{t: t, clk: t.clk, inner: inner, pid: pqPID(inner), sock: sock, hideText: !t.cfg.queryText}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.lastID++
-	r.id = t.lastID
-	if len(t.records) == 0 { // rarely more than once
+	if t.ledger.Len() == 0 { // rarely more than once
 		if afterClose && t.isClosedLocked() {
 			t.closed = make(chan struct{})
-			t.clk.reopen()
+			t.clk.Reopen()
 		}
 		t.register()
 	}
-	r.index = len(t.records)
-	t.records = append(t.records, r)
-	return r
+	return t.ledger.Add(inner, pqconn.PID(inner), sock)
 }
 
 // remove forgets a connection that is closed. It may be called twice.
-func (t *Tracker) remove(r *record) {
-	r.flush() // first: who does not find r among the records finds its holds in the histograms
+func (t *Tracker) remove(r *checkout.Record) {
 	defer t.announce()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if r.index < 0 {
-		return
-	}
-	last := len(t.records) - 1
-	t.records[r.index] = t.records[last]
-	t.records[r.index].index = r.index
-	t.records[last] = nil
-	t.records = t.records[:last]
-	r.index = -1
-	if last == 0 && t.isClosedLocked() {
+	t.ledger.Remove(r)
+	if t.ledger.Len() == 0 && t.isClosedLocked() {
 		t.unregister()
 	}
-}
-
-func (t *Tracker) list() []*record {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return slices.Clone(t.records)
-}
-
-// sweep is called at each tick of the clock while there is work.
-func (t *Tracker) sweep() (busy bool) {
-	now := t.clk.kernel()
-	for _, r := range t.list() {
-		if r.sweep(now, t.cfg.cancelGrace) {
-			busy = true
-		}
-	}
-	return busy
 }
 
 // PoolName returns the pool's name. See [WithPoolName].
@@ -236,7 +219,7 @@ func (t *Tracker) PoolName() string { return *t.name.Load() }
 // longest held first.
 func (t *Tracker) Holders() []ConnectionInfo {
 	snapshots, _ := t.snapshots(math.MaxInt64)
-	now := t.clk.kernel()
+	now := t.clk.Kernel()
 	var infos []ConnectionInfo
 	for _, s := range snapshots {
 		infos = append(infos, t.info(s, now))
@@ -244,11 +227,69 @@ func (t *Tracker) Holders() []ConnectionInfo {
 	return infos
 }
 
+// info makes the values of a snapshot.
+func (t *Tracker) info(s checkout.Snapshot, now time.Duration) ConnectionInfo {
+	site := t.sites.of(s.Site)
+	c := ConnectionInfo{
+		ConnectionID:    s.Rec.ID,
+		AcquiredAt:      t.clk.At(s.Start),
+		Held:            max(0, now-s.Start),
+		Kind:            site.kind,
+		Label:           s.Label,
+		InTransaction:   s.Flags&checkout.InTx != 0,
+		RowsOpen:        s.Flags&checkout.RowsOpen != 0,
+		StackTrace:      site.frames,
+		site:            site.at,
+		GoroutineID:     s.Holder.ID(),
+		Goroutine:       Liveness(s.Holder.State().String()),
+		LastGoroutineID: s.Last.ID(),
+		BackendPID:      s.Rec.PID,
+		Span:            SpanContext(s.Span),
+	}
+	used := s.Flags&(checkout.Called|checkout.InCall) != 0
+	if used && t.cfg.queryText {
+		c.QueryInfo = text.Lines(sqltext.Safe(s.Query, maxQuery))
+	}
+	if used && c.Kind == KindUnknown {
+		c.Kind = Kind(s.First.String())
+	}
+	switch {
+	case s.Start > now-t.cfg.leakThreshold:
+		c.Verdict = VerdictInUse
+	case t.suspected(s, now):
+		c.Verdict = VerdictSuspected
+	default:
+		c.Verdict = VerdictLongHeld
+	}
+	since := max(0, now-s.Used)
+	switch {
+	case s.Flags&checkout.InCall != 0:
+		c.State, c.InCall = StateInCall, since
+		if s.Flags&checkout.Rollback == checkout.Closing {
+			c.State = StateClosing
+		}
+	case s.Flags&checkout.Unwrapped != 0:
+		c.State, c.Idle = StateUnseen, since
+	case c.InTransaction:
+		c.State, c.Idle = StateIdleInTx, since
+	case c.RowsOpen:
+		c.State, c.Idle = StateRowsOpen, since
+	case used:
+		c.State, c.Idle = StateIdle, since
+	default:
+		c.State, c.Idle = StateNoCall, since
+	}
+	return c
+}
+
+// maxQuery is how much of a query's text is told, in bytes.
+const maxQuery = 2 << 10
+
 // snapshots returns the checkouts that began at until or before, the longest
 // held first, and the number of all that there are.
-func (t *Tracker) snapshots(until time.Duration) (snapshots []snapshot, all int) {
-	for _, r := range t.list() {
-		s, out, old := r.snapshot(until)
+func (t *Tracker) snapshots(until time.Duration) (snapshots []checkout.Snapshot, all int) {
+	for _, r := range t.ledger.Records() {
+		s, out, old := r.Snapshot(until)
 		if out {
 			all++
 		}
@@ -256,19 +297,19 @@ func (t *Tracker) snapshots(until time.Duration) (snapshots []snapshot, all int)
 			snapshots = append(snapshots, s)
 		}
 	}
-	slices.SortFunc(snapshots, func(a, b snapshot) int { return cmp.Compare(a.start, b.start) })
+	slices.SortFunc(snapshots, func(a, b checkout.Snapshot) int { return cmp.Compare(a.Start, b.Start) })
 	return snapshots, all
 }
 
 // pool returns what database/sql knows of the pool.
-func (t *Tracker) pool() (poolState, bool) {
+func (t *Tracker) pool() (sqlpool.State, bool) {
 	t.mu.Lock()
 	db, shared := t.db, t.shared
 	t.mu.Unlock()
 	if db == nil || shared {
-		return poolState{}, false
+		return sqlpool.State{}, false
 	}
-	return readPool(db)
+	return sqlpool.Read(db)
 }
 
 // balance returns the pool's state, and how many connections are out of it that
@@ -279,7 +320,7 @@ func (t *Tracker) pool() (poolState, bool) {
 // after it has told. So a difference counts only if it is there at each of several
 // looks, and if there are connections that can be it: one that has been out once
 // is seen whenever it goes out again.
-func (t *Tracker) balance() (state poolState, ok bool, connecting, closing, unattributed int) {
+func (t *Tracker) balance() (state sqlpool.State, ok bool, connecting, closing, unattributed int) {
 	unattributed = -1
 	for i := range 4 {
 		if i > 0 {
@@ -288,20 +329,12 @@ func (t *Tracker) balance() (state poolState, ok bool, connecting, closing, unat
 		if state, ok = t.pool(); !ok {
 			return state, false, int(t.dialing.Load()), closing, -1
 		}
-		connecting = state.pending + int(t.dialing.Load())
-		tracked := 0
-		closing = 0 // those that have left the pool for that
-		for _, r := range t.list() {
-			switch act := r.act.get(); {
-			case act&flagOut != 0:
-				tracked++
-			case act&flagClosing != 0:
-				closing++
-			}
-		}
-		n := max(0, state.inUse()-connecting-tracked-closing)
+		connecting = state.Pending + int(t.dialing.Load())
+		var tracked int
+		tracked, closing = t.ledger.Count()
+		n := max(0, state.InUse()-connecting-tracked-closing)
 		if n > 0 {
-			n = min(n, t.neverOut())
+			n = min(n, t.ledger.NeverOut())
 		}
 		if unattributed < 0 || n < unattributed {
 			unattributed = n
@@ -313,18 +346,6 @@ func (t *Tracker) balance() (state poolState, ok bool, connecting, closing, unat
 	return state, true, connecting, closing, unattributed
 }
 
-// neverOut counts the connections that have never been seen to go out.
-func (t *Tracker) neverOut() (n int) {
-	for _, r := range t.list() {
-		r.mu.Lock()
-		if r.seq == 0 && r.act.get()&flagClosing == 0 {
-			n++
-		}
-		r.mu.Unlock()
-	}
-	return n
-}
-
 // Report looks at every connection that is out and lists the holders that are
 // suspected of a leak. It costs some 100 ns for each connection and some µs for
 // each call site that it meets for the first time.
@@ -334,9 +355,9 @@ func (t *Tracker) Report() LeakReport {
 }
 
 // report also returns the suspected leaks, in the order of SuspectedLeaks.
-func (t *Tracker) report() (LeakReport, []*leak) {
+func (t *Tracker) report() (LeakReport, []*checkout.Leak) {
 	state, ok, connecting, closing, unattributed := t.balance()
-	now := t.clk.kernel()
+	now := t.clk.Kernel()
 	snapshots, tracked := t.snapshots(now - t.cfg.leakThreshold)
 	stats := t.stats(state, ok)
 	report := LeakReport{
@@ -352,17 +373,16 @@ func (t *Tracker) report() (LeakReport, []*leak) {
 	}
 	report.DirtyReturns, report.DirtyTotal = t.DirtyReturns()
 	report.DirtyReturns = report.DirtyReturns[max(0, len(report.DirtyReturns)-reportDirty):]
-	var leaks []*leak
+	var leaks []*checkout.Leak
 	for _, s := range snapshots {
 		info := t.info(s, now)
-		if !t.suspected(s, now) {
+		if info.Verdict != VerdictSuspected {
 			report.LongHeld = append(report.LongHeld, info)
 			continue
 		}
 		info.mayWait = stats.WaitingRequests > 0 && info.Goroutine == GoroutineAlive && info.LastGoroutineID == info.GoroutineID
-		fresh := &leak{info: info, rec: s.rec, seq: s.seq, start: s.start}
-		if l, ok := s.rec.mark(s, fresh); ok { // else it has just come back
-			if l == fresh {
+		if l, fresh := s.Rec.Mark(s, info); l != nil { // else it has just come back
+			if fresh {
 				t.leaked.Add(1)
 			}
 			report.SuspectedLeaks = append(report.SuspectedLeaks, info)
@@ -379,146 +399,124 @@ func (t *Tracker) report() (LeakReport, []*leak) {
 }
 
 func (t *Tracker) openStatements() (all []OpenStatements) {
-	for _, r := range t.list() {
-		if n := int(r.statements.Load()); n >= OpenStatementsBound {
-			all = append(all, OpenStatements{r.id, n})
+	for _, r := range t.ledger.Records() {
+		if n := int(r.Statements.Load()); n >= OpenStatementsBound {
+			all = append(all, OpenStatements{r.ID, n})
 		}
 	}
 	slices.SortStableFunc(all, func(a, b OpenStatements) int { return cmp.Compare(b.Open, a.Open) })
 	return all
 }
 
-// suspected: out for the threshold, not labelled, not in a call, not unwrapped, and no use since
-// for the threshold. The coarse time of a use is early by up to a tick, so a tick more.
-// Both times are the kernel's: the counter can make a checkout only later than that.
-func (t *Tracker) suspected(s snapshot, now time.Duration) bool {
-	return s.label == "" && s.flags&(flagInCall|flagUnwrapped) == 0 && now-s.used >= t.cfg.leakThreshold+t.clk.tick
-}
-
-// settle calls OnConnectionReleased's functions for the reported leaks that are
-// back, and keeps the others, fresh ones added.
-func (t *Tracker) settle(fresh []*leak) {
-	var back []ConnectionInfo
-	t.mu.Lock()
-	known := map[*leak]bool{}
-	waiting := t.leaks[:0]
-	for _, l := range t.leaks {
-		if info, ok := l.returned(); ok {
-			back = append(back, info)
-		} else {
-			known[l] = true
-			waiting = append(waiting, l)
-		}
-	}
-	for _, l := range fresh {
-		if !known[l] {
-			waiting = append(waiting, l)
-		}
-	}
-	clear(t.leaks[min(len(waiting), len(t.leaks)):])
-	t.leaks = waiting
-	call := slices.Clone(t.onRelease)
-	t.mu.Unlock()
-	for _, info := range back {
-		for _, f := range call {
-			guarded(func() { f(info) })
-		}
-	}
-}
-
-// OnConnectionReleased has f called with each connection that comes back after
-// a report has listed it as suspected; Held is how long it was out. f is called
-// by the next Report, Watch or CheckHealth, on its goroutine: the return itself
-// happens under database/sql's locks, where no foreign code may run.
-func (t *Tracker) OnConnectionReleased(f func(ConnectionInfo)) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.onRelease = append(t.onRelease, f)
-}
-
-// Watch makes a report every so often and calls f with it when there is news:
-// suspected leaks that it has not told before, alone in SuspectedLeaks, or
-// connections that it has told and that have come back, in Returned. So a leak
-// is told once for each checkout.
+// suspected tells whether a checkout that is as old as the threshold is suspected. All of
+// these hold:
 //
-// Watch returns when ctx ends, with its cause, or when the pool is closed, with
-// nil. It returns an error at once if every is not above 0 or f is nil. Run it
-// on a goroutine of its own; f is called on that one.
-func (t *Tracker) Watch(ctx context.Context, every time.Duration, f func(LeakReport)) error {
-	if f == nil {
-		return errors.New("baldur: Watch: the function is nil")
-	}
-	return t.watch(ctx, every, "Watch", func(r LeakReport, news bool) {
-		if news {
-			f(r)
-		}
-	})
+//   - it is not labelled
+//   - it is not in a call
+//   - the driver's own connection is not handed out
+//   - its last use is older than the threshold, and than a tick more, since the coarse
+//     time of a use is early by up to a tick
+//
+// Both times are the kernel's. The counter can only make a checkout later than that.
+func (t *Tracker) suspected(s checkout.Snapshot, now time.Duration) bool {
+	return s.Label == "" && s.Flags&(checkout.InCall|checkout.Unwrapped) == 0 && now-s.Used >= t.cfg.leakThreshold+t.clk.Tick()
 }
 
-// watch calls f with each of Watch's reports, also where there is no news.
-func (t *Tracker) watch(ctx context.Context, every time.Duration, who string, f func(r LeakReport, news bool)) error {
-	if every <= 0 {
-		return fmt.Errorf("baldur: %s: interval is %v; it must be above 0", who, every)
+// Stats returns the pool's figures now. They are −1 where the pool is not known
+// (it was opened by plain sql.Open, and TrackerOf has not been called on it;
+// or several pools share one connector) or does not answer within 100 ms.
+func (t *Tracker) Stats() PoolStats {
+	s, ok := t.pool()
+	return t.stats(s, ok)
+}
+
+func (t *Tracker) stats(s sqlpool.State, ok bool) PoolStats {
+	st := PoolStats{PoolName: t.PoolName(), MaxConnections: -1, ActiveConnections: -1, AvailableConnections: -1, WaitingRequests: -1, CheckedAt: time.Now()}
+	if !ok {
+		return st
+	}
+	st.MaxConnections, st.ActiveConnections, st.WaitingRequests = s.MaxOpen, s.InUse(), s.Waiting
+	st.AvailableConnections = s.Idle
+	if s.MaxOpen > 0 {
+		st.AvailableConnections = max(0, s.MaxOpen-s.InUse())
+	}
+	return st
+}
+
+// DBStats returns database/sql's own statistics of the pool, as sql.DB.Stats
+// does. ok is false where Stats' figures are −1; unlike sql.DB.Stats it does not
+// hang with a pool whose driver hangs, but gives up after 100 ms.
+func (t *Tracker) DBStats() (stats sql.DBStats, ok bool) {
+	t.mu.Lock()
+	db, shared := t.db, t.shared
+	t.mu.Unlock()
+	if db == nil || shared {
+		return stats, false
+	}
+	return sqlpool.Stats(db)
+}
+
+// LeaksTotal is the number of checkouts that a report, of whatever kind, has
+// listed as suspected since the tracker was made: each once, also those that
+// have come back. It never falls. Nobody looks at a pool between two reports, so
+// a leak that came and went there is not counted.
+func (t *Tracker) LeaksTotal() int { return int(t.leaked.Load()) }
+
+// PoolInfo returns the pool's shape now. Figures are −1 where Stats' are.
+func (t *Tracker) PoolInfo() PoolInfo {
+	s, ok := t.pool()
+	st := t.stats(s, ok)
+	info := PoolInfo{PoolType: "database/sql", PoolSize: st.MaxConnections, CheckedIn: -1, CheckedOut: st.ActiveConnections,
+		TotalCapacity: st.MaxConnections, Available: st.AvailableConnections, PoolExhausted: st.IsExhausted()}
+	if ok {
+		info.CheckedIn = s.Idle
+	}
+	return info
+}
+
+// CheckHealth judges the pool. See [PoolHealthStatus].
+func (t *Tracker) CheckHealth() PoolHealthStatus { return t.Report().Health }
+
+// DetectLeaks is Report under its name in [ConnectionPoolMonitor].
+func (t *Tracker) DetectLeaks() LeakReport { return t.Report() }
+
+// Connections returns how many connections lie idle in the pool and how many are
+// out of it, without those that are being dialled. Unlike [Tracker.Stats] it
+// knows this also of a pool that was opened by plain sql.Open and has not been
+// given to TrackerOf, and of several pools on one connector (together): from
+// what it has seen. Then ok is false while there is a connection that has never
+// been seen to go out; see "What cannot be seen" in the package comment.
+func (t *Tracker) Connections() (idle, used int, ok bool) {
+	if s, ok := t.pool(); ok {
+		return s.Idle, max(0, s.InUse()-s.Pending-int(t.dialing.Load())), true
 	}
 	t.mu.Lock()
-	closed := t.closed
+	known := t.db == nil || t.shared // else database/sql does not answer
 	t.mu.Unlock()
-	ticker := time.NewTicker(every)
-	defer ticker.Stop()
-	told := map[*leak]bool{}
-	for {
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-closed:
-			return nil
-		case <-ticker.C:
-		}
-		f(t.news(told))
+	if !known {
+		return 0, 0, false
 	}
+	for _, r := range t.ledger.Records() {
+		flags, taken := r.Usage()
+		out := flags&checkout.Out != 0
+		switch {
+		case !out && flags&checkout.Closing != 0: // on its way out of the pool
+		case !taken:
+			return 0, 0, false
+		case out:
+			used++
+		default:
+			idle++
+		}
+	}
+	return idle, used, true
 }
 
-// news is a report of what told does not have, and brings told up to date.
-func (t *Tracker) news(told map[*leak]bool) (LeakReport, bool) {
-	report, leaks := t.report()
-	var fresh []ConnectionInfo
-	for i, l := range leaks {
-		if !told[l] {
-			told[l] = true
-			fresh = append(fresh, report.SuspectedLeaks[i])
-		}
+// SetCapture changes what is noted of checkouts from now on. See [WithCapture].
+// A value that is none of the three is taken for [CaptureOff].
+func (t *Tracker) SetCapture(c Capture) {
+	if c < CaptureFull || c > CaptureOff {
+		c = CaptureOff
 	}
-	report.SuspectedLeaks = fresh
-	for l := range told {
-		if info, ok := l.returned(); ok {
-			report.Returned = append(report.Returned, info)
-			delete(told, l)
-		}
-	}
-	slices.SortFunc(report.Returned, func(a, b ConnectionInfo) int { return cmp.Compare(b.Held, a.Held) })
-	return report, len(fresh) > 0 || len(report.Returned) > 0
-}
-
-// leak is a checkout that a report has listed as suspected.
-type leak struct {
-	info  ConnectionInfo
-	rec   *record
-	seq   uint64
-	start time.Duration
-	held  atomic.Int64 // how long it was out, in ns; 0: still out
-}
-
-// returned returns what was reported, with Held as it was at the end, if the
-// connection is back.
-func (l *leak) returned() (ConnectionInfo, bool) {
-	if l.held.Load() == 0 {
-		if s, out, _ := l.rec.snapshot(math.MaxInt64); out && s.seq == l.seq {
-			return l.info, false
-		}
-		// Missed by give, for which see there: it was just now, or nearly.
-		l.held.CompareAndSwap(0, int64(max(1, l.rec.clk.now()-l.start)))
-	}
-	info := l.info
-	info.Held = time.Duration(l.held.Load())
-	return info, true
+	t.ledger.SetCapture(checkout.Capture(c))
 }

@@ -264,9 +264,9 @@ func TestProfileValues(t *testing.T) {
 	stack := []baldur.Frame{{Function: "a.F", File: "/a.go", Line: 7}, {Function: "a.main", File: "/a.go", Line: 9}}
 	at := time.Now()
 	leaked := baldur.ConnectionInfo{ConnectionID: 1, AcquiredAt: at, Held: time.Hour, Idle: time.Minute, StackTrace: stack, GoroutineID: 5, BackendPID: 77,
-		Kind: baldur.KindTx, State: baldur.StateIdleInTx, Goroutine: baldur.GoroutineUnknown, Span: baldur.SpanContext{TraceID: [16]byte{1}, SpanID: [8]byte{1}}}
+		Kind: baldur.KindTx, State: baldur.StateIdleInTx, Verdict: baldur.VerdictSuspected, Goroutine: baldur.GoroutineUnknown, Span: baldur.SpanContext{TraceID: [16]byte{1}, SpanID: [8]byte{1}}}
 	again := leaked // the same connection, given out anew
-	again.AcquiredAt, again.Held, again.StackTrace = at.Add(time.Second), 3, nil
+	again.AcquiredAt, again.Held, again.Verdict, again.StackTrace = at.Add(time.Second), 3, baldur.VerdictInUse, nil
 	p := newProfile([]pool{{report: baldur.LeakReport{PoolName: "p", SuspectedLeaks: []baldur.ConnectionInfo{leaked}}, holders: []baldur.ConnectionInfo{leaked, again, leaked}}}, at)
 	file := filepath.Join(t.TempDir(), "p")
 	f := must(os.Create(file))

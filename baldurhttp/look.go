@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/baldur-go/baldur"
 	"github.com/baldur-go/baldur/internal/text"
@@ -65,36 +64,6 @@ func (p *pool) bound() {
 		for _, s := range []*string{&l.Lease, &l.Region, &l.Holder.Lease.Region, &l.Holder.Lease.LeaseID, &l.LastError} {
 			*s = text.Cut(*s, maxName)
 		}
-	}
-}
-
-// verdict of a holder: what the report says of it.
-type verdict string
-
-const (
-	suspected verdict = "suspected"
-	longHeld  verdict = "long_held" // beyond the threshold, in use or labelled
-	young     verdict = "in_use"    // out for less than the threshold
-)
-
-// verdicts tells what the report says of a holder.
-func (p pool) verdicts() func(baldur.ConnectionInfo) verdict {
-	type checkout struct {
-		id int64
-		at time.Time
-	}
-	of := map[checkout]verdict{}
-	for _, c := range p.report.SuspectedLeaks {
-		of[checkout{c.ConnectionID, c.AcquiredAt}] = suspected
-	}
-	for _, c := range p.report.LongHeld {
-		of[checkout{c.ConnectionID, c.AcquiredAt}] = longHeld
-	}
-	return func(c baldur.ConnectionInfo) verdict {
-		if v, ok := of[checkout{c.ConnectionID, c.AcquiredAt}]; ok {
-			return v
-		}
-		return young
 	}
 }
 

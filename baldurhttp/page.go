@@ -89,7 +89,7 @@ type connView struct {
 	Held, Doing, At, Function, Kind, Label, Query, Trace string
 	Goroutine, LastGoroutine, BackendPID, ID             int64
 	Exited                                               bool
-	Verdict                                              verdict
+	Verdict                                              baldur.Verdict
 }
 
 type siteView struct {
@@ -136,7 +136,7 @@ func newPoolView(p pool) poolView {
 	v := poolView{
 		Name: clean(r.PoolName), Health: health(r.Health), HealthClass: string(r.Health), Figures: r.Figures(),
 		Threshold: short(r.LeakThreshold), Used: bar(p), DirtyTotal: r.DirtyTotal,
-		Suspected: newGroups(r.SuspectedLeaks, suspected), LongHeld: newGroups(r.LongHeld, longHeld),
+		Suspected: newGroups(r.SuspectedLeaks), LongHeld: newGroups(r.LongHeld),
 	}
 	for _, l := range r.Leases {
 		line := l.String()
@@ -151,9 +151,8 @@ func newPoolView(p pool) poolView {
 	for _, s := range r.OpenStatements[:min(len(r.OpenStatements), pageConns)] {
 		v.OpenStatements = append(v.OpenStatements, "connection "+strconv.FormatInt(s.ConnectionID, 10)+": "+text.Plural(s.Open, "statement")+" open")
 	}
-	of := p.verdicts()
 	for _, c := range p.holders[:min(len(p.holders), pageHolders)] {
-		v.Holders = append(v.Holders, newConn(c, of(c)))
+		v.Holders = append(v.Holders, newConn(c))
 	}
 	v.MoreHolders = len(p.holders) - len(v.Holders)
 	if len(v.Suspected) > 0 {
@@ -191,12 +190,12 @@ func bar(p pool) []shareView {
 	return shares
 }
 
-func newGroups(infos []baldur.ConnectionInfo, what verdict) []groupView {
+func newGroups(infos []baldur.ConnectionInfo) []groupView {
 	var views []groupView
 	for _, g := range (baldur.LeakReport{SuspectedLeaks: infos}).Groups() {
 		first := g.Connections[0]
 		v := groupView{Count: text.Plural(len(g.Connections), "connection"), At: at(g.CallSite), Function: shortName(g.CallSite), Oldest: short(first.Held)}
-		if what == suspected {
+		if first.Verdict == baldur.VerdictSuspected {
 			v.Missing = first.LikelyMissing()
 		}
 		v.ShowQueries = slices.ContainsFunc(g.Connections, func(c baldur.ConnectionInfo) bool { return c.QueryInfo != first.QueryInfo })
@@ -205,7 +204,7 @@ func newGroups(infos []baldur.ConnectionInfo, what verdict) []groupView {
 		}
 		v.ShowTraces = slices.ContainsFunc(g.Connections, func(c baldur.ConnectionInfo) bool { return c.Span.IsValid() })
 		for _, c := range g.Connections[:min(len(g.Connections), pageConns)] {
-			v.Conns = append(v.Conns, newConn(c, what))
+			v.Conns = append(v.Conns, newConn(c))
 		}
 		v.More = len(g.Connections) - len(v.Conns)
 		for _, f := range first.StackTrace {
@@ -216,12 +215,12 @@ func newGroups(infos []baldur.ConnectionInfo, what verdict) []groupView {
 	return views
 }
 
-func newConn(c baldur.ConnectionInfo, v verdict) connView {
+func newConn(c baldur.ConnectionInfo) connView {
 	return connView{
 		Held: short(c.Held), Doing: c.Doing(), At: at(c.CallSite()), Function: shortName(c.CallSite()), Kind: string(c.Kind),
 		Label: clean(c.Label), Query: text.OneLine(c.QueryInfo, pageQuery), Trace: c.Span.String(),
 		Goroutine: c.GoroutineID, LastGoroutine: c.LastGoroutineID, BackendPID: int64(c.BackendPID), ID: c.ConnectionID,
-		Exited: c.Goroutine == baldur.GoroutineExited, Verdict: v,
+		Exited: c.Goroutine == baldur.GoroutineExited, Verdict: c.Verdict,
 	}
 }
 

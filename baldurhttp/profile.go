@@ -25,7 +25,7 @@ const profileQuery = 120 // bytes of a query that a label has
 //
 // so that a flame graph shows who keeps connections away from others, and with
 // -sample_index=connections who has how many. Its labels are pool, verdict
-// (suspected, long_held, in_use: see [baldur.LeakReport]), state, kind, and where
+// (suspected, long_held, in_use: see [baldur.Verdict]), state, kind, and where
 // they are known goroutine_state, label, query (an excerpt), trace_id;
 // as numbers, goroutine, connection, backend_pid, and idle in nanoseconds: so
 // -tagfocus=verdict=suspected and -tagfocus=idle=5m: choose among the samples.
@@ -48,15 +48,14 @@ func newProfile(pools []pool, now time.Time) *profile.Profile {
 		Comment:           summary(pools),
 	}
 	for _, pool := range pools {
-		of := pool.verdicts()
 		for _, c := range pool.holders {
-			p.Samples = append(p.Samples, sample(pool.report.PoolName, of(c), c))
+			p.Samples = append(p.Samples, sample(pool.report.PoolName, c))
 		}
 	}
 	return p
 }
 
-func sample(poolName string, v verdict, c baldur.ConnectionInfo) profile.Sample {
+func sample(poolName string, c baldur.ConnectionInfo) profile.Sample {
 	s := profile.Sample{Values: []int64{1, int64(c.Held)}}
 	str := func(key, value string) {
 		if value != "" {
@@ -67,7 +66,7 @@ func sample(poolName string, v verdict, c baldur.ConnectionInfo) profile.Sample 
 		s.Labels = append(s.Labels, profile.Label{Key: key, Number: n, Unit: unit})
 	}
 	str("pool", clean(poolName))
-	str("verdict", string(v))
+	str("verdict", string(c.Verdict))
 	str("state", string(c.State))
 	str("kind", string(c.Kind))
 	str("label", clean(c.Label))

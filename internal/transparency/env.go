@@ -48,7 +48,7 @@ type env struct {
 	stmtOn         target  // stmt's
 	txRows         func()  // closes those of tx
 	lost           int
-	txOnConn       bool // tx is on conn and its ctx can end: its own statements are known to differ, for which see tx.Rollback in conn.go
+	txOnConn       bool // tx is on conn and its ctx can end: its own statements are known to differ, see tx.Rollback in internal/wrap
 }
 
 type spyConnector struct{ s *spy }

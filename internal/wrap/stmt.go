@@ -1,8 +1,11 @@
-package baldur
+package wrap
 
 import (
 	"context"
 	"database/sql/driver"
+
+	"github.com/baldur-go/baldur/internal/checkout"
+	"github.com/baldur-go/baldur/internal/pqconn"
 )
 
 var (
@@ -22,8 +25,8 @@ type stmt struct {
 	checker driver.NamedValueChecker // the statement's, else the connection's, as database/sql chooses
 }
 
-// converterStmt is a stmt whose driver has a ColumnConverter, for which no
-// answer means "none".
+// converterStmt is a stmt whose driver has a ColumnConverter, an interface without an
+// answer that means "none".
 type converterStmt struct {
 	*stmt
 	cc driver.ColumnConverter // embedded, it would hide its own method
@@ -33,7 +36,7 @@ func (s converterStmt) ColumnConverter(i int) driver.ValueConverter { return s.c
 
 func (c *conn) wrapStmt(inner driver.Stmt, query string) driver.Stmt {
 	s := &stmt{c: c, inner: inner, query: query}
-	c.rec.statements.Add(1)
+	c.rec.Statements.Add(1)
 	s.execCtx, _ = inner.(driver.StmtExecContext)
 	s.qryCtx, _ = inner.(driver.StmtQueryContext)
 	if s.checker, _ = inner.(driver.NamedValueChecker); s.checker == nil {
@@ -52,13 +55,13 @@ func (c *conn) wrapStmt(inner driver.Stmt, query string) driver.Stmt {
 // holder, not the pool.
 func (s *stmt) Close() error {
 	r := s.c.rec
-	defer r.statements.Add(-1)
-	if r.sock != nil && (r.flags&flagOut == 0 || s.c.bad) {
+	defer r.Statements.Add(-1)
+	if r.Sock != nil && (!r.IsOut() || s.c.bad) {
 		s.c.unclosed = append(s.c.unclosed, s.inner)
 		return nil
 	}
-	r.beginClose(flagClosing)
-	defer r.endClose()
+	r.BeginClose(checkout.Closing)
+	defer r.EndClose()
 	if err := s.inner.Close(); err != nil {
 		return s.c.fail(context.Background(), false, err)
 	}
@@ -84,10 +87,10 @@ func (s *stmt) Query(args []driver.Value) (driver.Rows, error) {
 }
 
 func (s *stmt) ExecContext(ctx context.Context, args []driver.NamedValue) (res driver.Result, err error) {
-	s.c.rec.begin(ctx, kindStmt, s.query)
-	defer s.c.rec.end()
-	if sock := s.c.rec.sock; s.execCtx != nil && sock.outlives(ctx) {
-		res, err = untilCut(sock, func() (driver.Result, error) { return s.execCtx.ExecContext(ctx, args) })
+	s.c.rec.Begin(ctx, checkout.KindStmt, s.query)
+	defer s.c.rec.End()
+	if sock := s.c.rec.Sock; s.execCtx != nil && sock.Outlives(ctx) {
+		res, err = pqconn.UntilCut(sock, func() (driver.Result, error) { return s.execCtx.ExecContext(ctx, args) })
 	} else if s.execCtx != nil {
 		res, err = s.execCtx.ExecContext(ctx, args)
 	} else if values, e := plainValues(ctx, args); e != nil {
@@ -102,10 +105,10 @@ func (s *stmt) ExecContext(ctx context.Context, args []driver.NamedValue) (res d
 }
 
 func (s *stmt) QueryContext(ctx context.Context, args []driver.NamedValue) (rs driver.Rows, err error) {
-	s.c.rec.begin(ctx, kindStmt, s.query)
-	defer s.c.rec.end()
-	if sock := s.c.rec.sock; s.qryCtx != nil && sock.outlives(ctx) {
-		rs, err = untilCut(sock, func() (driver.Rows, error) { return s.qryCtx.QueryContext(ctx, args) })
+	s.c.rec.Begin(ctx, checkout.KindStmt, s.query)
+	defer s.c.rec.End()
+	if sock := s.c.rec.Sock; s.qryCtx != nil && sock.Outlives(ctx) {
+		rs, err = pqconn.UntilCut(sock, func() (driver.Rows, error) { return s.qryCtx.QueryContext(ctx, args) })
 	} else if s.qryCtx != nil {
 		rs, err = s.qryCtx.QueryContext(ctx, args)
 	} else if values, e := plainValues(ctx, args); e != nil {

@@ -1,6 +1,6 @@
 //go:build go1.27
 
-package baldur
+package wrap
 
 import (
 	"database/sql/driver"
@@ -21,8 +21,8 @@ func scannerRows(r *rows) driver.Rows {
 }
 
 func (r columnScanner) NextRow() error {
-	r.rec.beginRow()
-	defer r.rec.endRow()
+	r.rec.BeginRow()
+	defer r.rec.EndRow()
 	err := r.inner.(driver.RowsColumnScanner).NextRow()
 	if err != nil && err != io.EOF {
 		return r.c.fail(r.ctx, false, err)

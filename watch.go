@@ -1,12 +1,132 @@
 package baldur
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 	"unicode/utf8"
+
+	"github.com/baldur-go/baldur/internal/checkout"
 )
+
+// Watch makes a report every so often and calls f with it when there is news:
+// suspected leaks that it has not told before, alone in SuspectedLeaks, or
+// connections that it has told and that have come back, in Returned. So a leak
+// is told once for each checkout.
+//
+// Watch returns when ctx ends, with its cause, or when the pool is closed, with
+// nil. It returns an error at once if every is not above 0 or f is nil. Run it
+// on a goroutine of its own; f is called on that one.
+func (t *Tracker) Watch(ctx context.Context, every time.Duration, f func(LeakReport)) error {
+	if f == nil {
+		return errors.New("baldur: Watch: the function is nil")
+	}
+	return t.watch(ctx, every, "Watch", func(r LeakReport, news bool) {
+		if news {
+			f(r)
+		}
+	})
+}
+
+// watch calls f with each of Watch's reports, also where there is no news.
+func (t *Tracker) watch(ctx context.Context, every time.Duration, who string, f func(r LeakReport, news bool)) error {
+	if every <= 0 {
+		return fmt.Errorf("baldur: %s: interval is %v; it must be above 0", who, every)
+	}
+	t.mu.Lock()
+	closed := t.closed
+	t.mu.Unlock()
+	ticker := time.NewTicker(every)
+	defer ticker.Stop()
+	told := map[*checkout.Leak]bool{}
+	for {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-closed:
+			return nil
+		case <-ticker.C:
+		}
+		f(t.news(told))
+	}
+}
+
+// news is a report of what told does not have, and brings told up to date.
+func (t *Tracker) news(told map[*checkout.Leak]bool) (LeakReport, bool) {
+	report, leaks := t.report()
+	var fresh []ConnectionInfo
+	for i, l := range leaks {
+		if !told[l] {
+			told[l] = true
+			fresh = append(fresh, report.SuspectedLeaks[i])
+		}
+	}
+	report.SuspectedLeaks = fresh
+	for l := range told {
+		if info, ok := returned(l); ok {
+			report.Returned = append(report.Returned, info)
+			delete(told, l)
+		}
+	}
+	slices.SortFunc(report.Returned, func(a, b ConnectionInfo) int { return cmp.Compare(b.Held, a.Held) })
+	return report, len(fresh) > 0 || len(report.Returned) > 0
+}
+
+// OnConnectionReleased has f called with each connection that comes back after
+// a report has listed it as suspected; Held is how long it was out. f is called
+// by the next Report, Watch or CheckHealth, on its goroutine: the return itself
+// happens under database/sql's locks, where no foreign code may run.
+func (t *Tracker) OnConnectionReleased(f func(ConnectionInfo)) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.onRelease = append(t.onRelease, f)
+}
+
+// settle calls OnConnectionReleased's functions for the reported leaks that are
+// back, and keeps the others, fresh ones added.
+func (t *Tracker) settle(fresh []*checkout.Leak) {
+	var back []ConnectionInfo
+	t.mu.Lock()
+	known := map[*checkout.Leak]bool{}
+	waiting := t.leaks[:0]
+	for _, l := range t.leaks {
+		if info, ok := returned(l); ok {
+			back = append(back, info)
+		} else {
+			known[l] = true
+			waiting = append(waiting, l)
+		}
+	}
+	for _, l := range fresh {
+		if !known[l] {
+			waiting = append(waiting, l)
+		}
+	}
+	clear(t.leaks[min(len(waiting), len(t.leaks)):])
+	t.leaks = waiting
+	call := slices.Clone(t.onRelease)
+	t.mu.Unlock()
+	for _, info := range back {
+		for _, f := range call {
+			guarded(func() { f(info) })
+		}
+	}
+}
+
+// returned returns what was reported of a leak, with Held as it was at the end, if the
+// connection is back.
+func returned(l *checkout.Leak) (ConnectionInfo, bool) {
+	info := l.Told.(ConnectionInfo)
+	held, ok := l.Returned()
+	if ok {
+		info.Held = held
+	}
+	return info, ok
+}
 
 // How often Log repeats itself.
 const (

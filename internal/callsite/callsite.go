@@ -1,4 +1,6 @@
-package baldur
+// Package callsite finds in a call stack the line of the application that took a
+// connection, and what it took it for.
+package callsite
 
 import (
 	"database/sql"
@@ -13,82 +15,29 @@ import (
 	"github.com/baldur-go/baldur/internal/stack"
 )
 
-// siteInfo is what a report tells of a call site.
-type siteInfo struct {
-	kind   Kind    // KindUnknown where the stack does not tell
-	frames []Frame // from the first frame of the application on, or of a library's if there is none
-	at     int     // the call site's index in frames
+// An Info is what is known of a call site.
+type Info struct {
+	Kind   string        // what the connection was taken for: "query", "exec", "tx", "conn", "stmt", "ping", or "unknown"
+	Frames []stack.Frame // from the first frame of the application on, or of a library's if there is none
+	At     int           // the call site's index in Frames
 }
 
-// A siteCache names call sites by one configuration of what is skipped, which all
-// trackers with that configuration share. Its siteInfos are made when a report
-// first meets a site.
-type siteCache struct {
-	packages, functions []string // beside libraries
-	tag                 uint32   // of the sites that are captured for it
-	m                   sync.Map // *stack.Site → *siteInfo
-}
-
-// siteCaches holds every siteCache by its tag. They are few: programs have a
-// configuration or two.
-var siteCaches struct {
-	mu  sync.Mutex
-	all []*siteCache
-}
-
-// siteCacheOf returns the cache of a configuration. A site is captured for one of
-// them, so all that is told of it is told by the same names.
-func siteCacheOf(packages, functions []string) *siteCache {
-	normal := func(list []string) []string {
-		return slices.Compact(slices.Sorted(slices.Values(list)))
-	}
-	packages, functions = normal(packages), normal(functions)
-	siteCaches.mu.Lock()
-	defer siteCaches.mu.Unlock()
-	for _, c := range siteCaches.all {
-		if slices.Equal(c.packages, packages) && slices.Equal(c.functions, functions) {
-			return c
-		}
-	}
-	c := &siteCache{packages: packages, functions: functions, tag: uint32(len(siteCaches.all))}
-	siteCaches.all = append(siteCaches.all, c)
-	return c
-}
-
-// siteInfoOf is what is told of a site by the cache that it was captured for.
-func siteInfoOf(s *stack.Site) *siteInfo {
-	siteCaches.mu.Lock()
-	var c *siteCache
-	if i := int(s.Tag()); i < len(siteCaches.all) {
-		c = siteCaches.all[i]
-	}
-	siteCaches.mu.Unlock()
-	if c == nil { // the site of all that are too many, and no pool was made
-		c = new(siteCache)
-	}
-	return c.of(s)
-}
-
-func (c *siteCache) of(s *stack.Site) *siteInfo {
-	if s == nil { // CaptureOff
-		return &siteInfo{kind: KindUnknown}
-	}
-	if v, ok := c.m.Load(s); ok {
-		return v.(*siteInfo)
-	}
-	v, _ := c.m.LoadOrStore(s, c.resolve(s))
-	return v.(*siteInfo)
+// A Skip is what is never a call site, beside libraries.
+type Skip struct {
+	Packages  []string // by import path; one that ends in a slash stands for all below it, too
+	Functions []string // by name; it may lack the first elements of its import path
 }
 
 const (
-	sqlPackage = "database/sql"
-	ownPackage = "github.com/baldur-go/baldur"
+	sqlPackage  = "database/sql"
+	ownPackage  = "github.com/baldur-go/baldur"
+	ownInternal = ownPackage + "/internal/"
 )
 
 // In these lists an entry that ends in a slash stands for a package and all below it.
 var (
 	// plumbing are the packages at the inner end of every stack.
-	plumbing = []string{sqlPackage, ownPackage, ownPackage + "/internal/", "runtime"}
+	plumbing = []string{sqlPackage, ownPackage, ownInternal, "runtime"}
 
 	// launchers are packages that run functions which they were given, beside the
 	// standard library. No call site is in them, and they are not what a library does.
@@ -152,69 +101,80 @@ var (
 	}
 )
 
-// resolve finds the call site in a stack. It is the first frame of the
-// application. A goroutine of a library's own has none: there it is the library's
-// outermost frame. A goroutine that a go statement has begun in database/sql is
-// told as such.
-func (c *siteCache) resolve(s *stack.Site) *siteInfo {
-	all := locate(s.Frames())
-	info := &siteInfo{kind: kindOf(all)}
+// Of returns the call site of a stack: the first frame of the application. A
+// goroutine of a library's own has none; its call site is the library's outermost
+// frame. A goroutine that a go statement has started in database/sql is named after
+// that statement. s may be nil.
+func Of(s *stack.Site, skip Skip) Info {
+	if s == nil {
+		return Info{Kind: "unknown"}
+	}
+	launch, launched := s.GoStatement()
+	return of(s.Frames(), skip, launch, launched)
+}
+
+func of(frames []stack.Frame, skip Skip, launch stack.Frame, launched bool) Info {
+	all := locate(frames)
+	info := Info{Kind: kindOf(all)}
 	inner, outer, own, inSQL := -1, -1, -1, -1 // the library's frames; a goroutine's of ours; database/sql's outermost
 	for i, f := range all {
 		switch {
 		case f.is(plumbing):
 			if f.pkg == sqlPackage {
 				inSQL = i
-			} else if own < 0 && f.pkg == ownPackage && i > 0 && all[i-1].pkg == sqlPackage {
+			} else if own < 0 && isOwn(f.pkg) && i > 0 && all[i-1].pkg == sqlPackage {
 				own = i
 			}
 		case f.std || f.is(launchers):
-		case f.is(libraries) || f.is(c.packages) || f.isFunction(c.functions):
+		case f.is(libraries) || f.is(skip.Packages) || f.isFunction(skip.Functions):
 			if inner < 0 {
 				inner = i
 			}
 			outer = i
 		default:
-			info.frames = publicFrames(all[i:])
+			info.Frames = shown(all[i:])
 			return info
 		}
 	}
-	launch, launched := s.GoStatement()
 	switch {
 	case inner >= 0:
-		info.frames, info.at = publicFrames(all[inner:]), outer-inner
+		info.Frames, info.At = shown(all[inner:]), outer-inner
 	case own >= 0: // a quorum's
-		info.frames = publicFrames(all[own:])
+		info.Frames = shown(all[own:])
 	case inSQL >= 0:
-		begun := Frame{Function: all[inSQL].Function}
+		begun := stack.Frame{Function: all[inSQL].Function}
 		if launched {
 			begun.File, begun.Line = launch.File, launch.Line
 		}
-		info.frames = append([]Frame{begun}, publicFrames(all[inSQL+1:])...)
+		info.Frames = append([]stack.Frame{begun}, shown(all[inSQL+1:])...)
 	default:
-		info.frames = publicFrames(all)
+		info.Frames = shown(all)
 	}
 	if launched {
-		info.frames = append(info.frames, Frame(launch))
+		info.Frames = append(info.Frames, launch)
 	}
 	return info
 }
 
-func publicFrames(located []locatedFrame) []Frame {
-	var frames []Frame
+// isOwn tells whether a package is the root or an internal one of this module.
+func isOwn(pkg string) bool { return pkg == ownPackage || strings.HasPrefix(pkg, ownInternal) }
+
+// shown are the frames that a report has.
+func shown(located []locatedFrame) []stack.Frame {
+	var frames []stack.Frame
 	for _, f := range located {
 		if f.Function != "runtime.goexit" {
-			frames = append(frames, Frame(f.Frame))
+			frames = append(frames, f.Frame)
 		}
 	}
 	return frames
 }
 
-// kindOf reads what a connection is taken for in database/sql's own frames: those
-// nearest to the driver, since an application may be called by database/sql too.
-// The outermost of them wins.
-func kindOf(all []locatedFrame) Kind {
-	k := KindUnknown
+// kindOf finds what a connection is taken for in database/sql's own frames: those
+// nearest to the driver, since database/sql may also call an application. The
+// outermost of them counts.
+func kindOf(all []locatedFrame) string {
+	k := "unknown"
 	begun := false
 	for _, f := range all {
 		if f.pkg != sqlPackage {
@@ -362,9 +322,13 @@ func importPath(folder string) string {
 	return b.String()
 }
 
-// splitName cuts a function's full name after its import path, in which the dots of
+// Started tells whether a function's name is that of a call site which is a go
+// statement's goroutine in database/sql.
+func Started(function string) bool { return strings.HasPrefix(function, sqlPackage+".") }
+
+// SplitName cuts a function's full name after its import path, in which the dots of
 // the last element are escaped: "gopkg.in/yaml%2ev3.(*T).F".
-func splitName(function string) (pkg, local string) {
+func SplitName(function string) (pkg, local string) {
 	slash := strings.LastIndexByte(function, '/') + 1
 	if i := strings.IndexByte(function, '['); i >= 0 && i < slash { // of a type argument
 		slash = strings.LastIndexByte(function[:i], '/') + 1
@@ -379,13 +343,13 @@ func splitName(function string) (pkg, local string) {
 // packageOf returns the package in a function's name; ok tells that it is surely
 // the one of the function's source.
 func packageOf(function string) (pkg string, ok bool) {
-	pkg, local := splitName(function)
+	pkg, local := SplitName(function)
 	name, closure := cutClosure(withoutTypes(local))
 	return pkg, !closure || name == "glob." || plainFunc.MatchString(name)
 }
 
 func localName(function string) string {
-	_, local := splitName(function)
+	_, local := SplitName(function)
 	return withoutTypes(local)
 }
 
@@ -403,25 +367,19 @@ func cutClosure(local string) (name string, closure bool) {
 	return name, name != local
 }
 
-// CallSite is the line that took the connection: see [ConnectionInfo.CallSite].
-func (r Return) CallSite() Frame {
-	info := r.t.sites.of(r.site)
-	return ConnectionInfo{StackTrace: info.frames, site: info.at}.CallSite()
-}
-
 // entryKinds tells what a connection is taken for by database/sql's methods.
-var entryKinds = map[string]Kind{
-	"database/sql.(*DB).QueryContext":     KindQuery,
-	"database/sql.(*DB).ExecContext":      KindExec,
-	"database/sql.(*DB).BeginTx":          KindTx,
-	"database/sql.(*DB).Conn":             KindConn,
-	"database/sql.(*DB).PrepareContext":   KindStmt,
-	"database/sql.(*DB).PingContext":      KindPing,
-	"database/sql.(*Stmt).ExecContext":    KindStmt,
-	"database/sql.(*Stmt).QueryContext":   KindStmt,
-	"database/sql.(*Conn).QueryContext":   KindConn, // a connection that was bound at its first use
-	"database/sql.(*Conn).ExecContext":    KindConn,
-	"database/sql.(*Conn).PrepareContext": KindConn,
-	"database/sql.(*Conn).PingContext":    KindConn,
-	"database/sql.(*Conn).BeginTx":        KindConn,
+var entryKinds = map[string]string{
+	"database/sql.(*DB).QueryContext":     "query",
+	"database/sql.(*DB).ExecContext":      "exec",
+	"database/sql.(*DB).BeginTx":          "tx",
+	"database/sql.(*DB).Conn":             "conn",
+	"database/sql.(*DB).PrepareContext":   "stmt",
+	"database/sql.(*DB).PingContext":      "ping",
+	"database/sql.(*Stmt).ExecContext":    "stmt",
+	"database/sql.(*Stmt).QueryContext":   "stmt",
+	"database/sql.(*Conn).QueryContext":   "conn", // a connection that was bound at its first use
+	"database/sql.(*Conn).ExecContext":    "conn",
+	"database/sql.(*Conn).PrepareContext": "conn",
+	"database/sql.(*Conn).PingContext":    "conn",
+	"database/sql.(*Conn).BeginTx":        "conn",
 }

@@ -1,6 +1,6 @@
 //go:build !go1.27
 
-package baldur
+package wrap
 
 import "database/sql/driver"
 

@@ -1,10 +1,13 @@
-package baldur
+package wrap
 
 import (
 	"context"
 	"database/sql/driver"
 	"io"
 	"reflect"
+
+	"github.com/baldur-go/baldur/internal/checkout"
+	"github.com/baldur-go/baldur/internal/pqconn"
 )
 
 var (
@@ -20,18 +23,17 @@ var (
 	// see rows_go1.27.go.
 )
 
-// rows wraps a driver's Rows so that reading is seen as use. What inner cannot
-// do is answered as database/sql answers for a Rows that lacks the interface
-// (Rows.NextResultSet and rowsColumnInfoSetupConnLocked in sql.go); these
-// methods are called seldom, so they assert when asked.
+// rows wraps a driver's Rows so that reading is seen as use. What inner cannot do is
+// answered as database/sql answers for a Rows that lacks the interface
+// (Rows.NextResultSet and rowsColumnInfoSetupConnLocked in sql.go). These methods are
+// called seldom, so they assert when they are called.
 //
-// A rows is used again once it is closed and its connection has been back in
-// the pool, so that a query does not allocate one. Not sooner: who reads a
-// driver's Rows through sql.Conn.Raw may close one twice. An open rows is not
-// reachable from its connection, which would keep an abandoned one from being
-// collected.
+// A rows is used again once it is closed and its connection has been back in the
+// pool, so that a query does not allocate one. Not sooner: code that reads a driver's
+// Rows through sql.Conn.Raw may close one twice. An open rows is not reachable from
+// its connection, which would keep an abandoned one from being collected.
 type rows struct {
-	rec   *record
+	rec   *checkout.Record
 	inner driver.Rows
 	c     *conn
 	ctx   context.Context // of the query
@@ -40,7 +42,7 @@ type rows struct {
 	next  *rows           // in a list of closed ones
 }
 
-// The closed rows that a connection keeps at most.
+// maxFreeRows is how many closed rows a connection keeps.
 const maxFreeRows = 16
 
 func (c *conn) wrapRows(ctx context.Context, inner driver.Rows, stmt bool) driver.Rows {
@@ -53,13 +55,13 @@ func (c *conn) wrapRows(ctx context.Context, inner driver.Rows, stmt bool) drive
 	} else {
 		c.free = r.next
 	}
-	// Field by field: writing pointers is dear while garbage is collected.
-	r.inner, r.ctx, r.seq, r.stmt = inner, ctx, c.rec.seq, stmt
-	c.rec.openRows()
+	// Field by field: writing pointers is expensive while garbage is collected.
+	r.inner, r.ctx, r.seq, r.stmt = inner, ctx, c.rec.Seq, stmt
+	c.rec.OpenRows()
 	return scannerRows(r)
 }
 
-// recycleRows puts the rows that were closed during the checkout at hand.
+// recycleRows makes the rows that were closed during the checkout available.
 func (c *conn) recycleRows() {
 	if c.used == nil {
 		return
@@ -83,8 +85,8 @@ func (closedRows) Next([]driver.Value) error { return io.EOF }
 func (r *rows) Columns() []string { return r.inner.Columns() }
 
 func (r *rows) Next(dest []driver.Value) error {
-	r.rec.beginRow()
-	defer r.rec.endRow() // also when the driver panics
+	r.rec.BeginRow()
+	defer r.rec.EndRow() // also when the driver panics
 	err := r.inner.Next(dest)
 	if err != nil && err != io.EOF {
 		return r.c.fail(r.ctx, false, err)
@@ -94,20 +96,19 @@ func (r *rows) Next(dest []driver.Value) error {
 
 func (r *rows) Close() error {
 	c := r.c
-	if r.seq != c.rec.seq {
+	if r.seq != c.rec.Seq {
 		return r.inner.Close() // after the connection went back, or again
 	}
-	c.rec.flags |= flagDraining // resume publishes it
-	c.rec.resume(r.ctx)
-	defer c.rec.end()
+	c.rec.ResumeDraining(r.ctx)
+	defer c.rec.End()
 	var err error
-	if sock := c.rec.sock; r.stmt && sock.outlives(r.ctx) {
+	if sock := c.rec.Sock; r.stmt && sock.Outlives(r.ctx) {
 		inner := r.inner // which recycleRows replaces
-		_, err = untilCut(sock, func() (struct{}, error) { return struct{}{}, inner.Close() })
+		_, err = pqconn.UntilCut(sock, func() (struct{}, error) { return struct{}{}, inner.Close() })
 	} else {
 		err = r.inner.Close()
 	}
-	c.rec.closeRows()
+	c.rec.CloseRows()
 	if err != nil {
 		err = c.fail(r.ctx, false, err)
 	}
@@ -125,8 +126,8 @@ func (r *rows) NextResultSet() error {
 	if !ok {
 		return io.EOF
 	}
-	r.rec.beginRow()
-	defer r.rec.endRow()
+	r.rec.BeginRow()
+	defer r.rec.EndRow()
 	err := x.NextResultSet()
 	if err != nil && err != io.EOF {
 		return r.c.fail(r.ctx, false, err)
