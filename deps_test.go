@@ -28,7 +28,7 @@ func TestImports(t *testing.T) {
 		return strings.Fields(string(out))
 	}
 	internal := func(p string) bool {
-		return slices.Contains([]string{module + "/internal/stack", module + "/internal/tsc", module + "/internal/hook", module + "/internal/text", module + "/internal/sqltext"}, p)
+		return slices.Contains([]string{module + "/internal/stack", module + "/internal/tsc", module + "/internal/hook", module + "/internal/lease", module + "/internal/text", module + "/internal/sqltext"}, p)
 	}
 	for _, p := range deps(module) {
 		ok := strings.HasPrefix(p, "github.com/lib/pq") || p == module || internal(p)

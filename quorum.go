@@ -55,10 +55,10 @@ var (
 	ErrCommitUnknown = errors.New("baldur: whether the transaction was committed is unknown")
 )
 
-// LossReason says why a primary is one no more.
+// LossReason says why a process has stopped being primary.
 type LossReason string
 
-// Why a primary is one no more.
+// Why a process has stopped being primary.
 const (
 	LossExpired   LossReason = "expired"   // its belief ran out before a renewal was confirmed
 	LossFenced    LossReason = "fenced"    // the witness says that another one has the lease
@@ -66,8 +66,6 @@ const (
 	LossReleased  LossReason = "released"  // by ReleaseLease, StopAutoRenew or Close
 	LossFailover  LossReason = "failover"  // the witness has forgotten the lease: it failed over, or its data was restored
 )
-
-var lossReasons = []LossReason{LossExpired, LossFenced, LossSuspended, LossReleased, LossFailover}
 
 // LeaseLostError is the cause with which a context of PrimaryContext ends. It is
 // an ErrNotPrimary, or, if the reason is LossFenced, an ErrFenced too.

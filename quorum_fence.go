@@ -5,12 +5,13 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"math"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/lib/pq"
+
+	"github.com/baldur-go/baldur/internal/lease"
 )
 
 // RequirePrimary makes sure that this process is the primary until tx ends, and
@@ -39,8 +40,8 @@ func (q *PGQuorum) RequirePrimary(ctx context.Context, tx *sql.Tx) (epoch int64,
 	if tx == nil {
 		return 0, errors.New("baldur: RequirePrimary: the transaction is nil")
 	}
-	t := q.valid()
-	if t == nil {
+	b := q.elector.Belief()
+	if b == nil {
 		q.rejected()
 		return 0, ErrNotPrimary
 	}
@@ -48,19 +49,17 @@ func (q *PGQuorum) RequirePrimary(ctx context.Context, tx *sql.Tx) (epoch int64,
 	if err != nil {
 		return 0, err
 	}
-	g, err := guard(ctx, tx, table, q.isHolder(t), q.cfg.idleTimeout)
+	g, err := guard(ctx, tx, table, q.isHolder(b.Term), q.cfg.idleTimeout)
 	code, _ := sqlState(err)
 	switch {
 	case err == nil && g.held:
-		return g.epoch(q, t.lease.Epoch)
+		return g.epoch(q, b.Epoch)
 	case err == nil && !g.snapshot:
 		ok, verr := q.IsPrimaryVerified(ctx)
-		if now := q.term.Load(); now != nil && now.tenure == t.tenure {
-			if ok && verr == nil {
-				return 0, errNotInSight
-			}
-			q.lose(LossFenced)
+		if ok && verr == nil && q.elector.Holds(b.Term) {
+			return 0, errNotInSight
 		}
+		q.elector.Fenced(b.Term)
 		q.rejected()
 		return 0, ErrFenced
 	case err == nil || code == "40001":
@@ -144,17 +143,13 @@ const (
 )
 
 // isHolder is the condition that the row is t's.
-func (q *PGQuorum) isHolder(t *term) string {
-	return "l.name {=} " + sqlText(q.cfg.name) + " AND l.lease_id {=} " + sqlText(q.id) + " AND l.epoch {=} " + quoted(t.lease.Epoch) + "::pg_catalog.int8"
+func (q *PGQuorum) isHolder(t *lease.Term) string {
+	return "l.name {=} " + sqlText(q.cfg.name) + " AND l.lease_id {=} " + sqlText(q.elector.ID()) + " AND l.epoch {=} " + quoted(t.Epoch) + "::pg_catalog.int8"
 }
 
 // leaseTableName is the name, quoted and with its schema, of the table that the link has found.
 func (q *PGQuorum) leaseTableName() (string, error) {
-	l, ok := q.line.(*link)
-	if !ok {
-		return "", errors.New("baldur: there is no lease table")
-	}
-	if table := l.table.Load(); table != nil {
+	if table := q.link.table.Load(); table != nil {
 		return table.name, nil
 	}
 	return "", ErrNotPrimary // it has never been connected
@@ -176,8 +171,8 @@ func (q *PGQuorum) leaseTableName() (string, error) {
 // It returns ErrNotPrimary if this process is not primary, by its clock. The text is valid for
 // this hold of the lease only: do not keep it. It also defines the name baldur_guard.
 func (q *PGQuorum) FenceCTE() (string, error) {
-	t := q.valid()
-	if t == nil {
+	b := q.elector.Belief()
+	if b == nil {
 		q.rejected()
 		return "", ErrNotPrimary
 	}
@@ -187,7 +182,7 @@ func (q *PGQuorum) FenceCTE() (string, error) {
 	}
 	return sqlFill("baldur_guard AS MATERIALIZED ("+guardedRow+"), baldur_fence AS MATERIALIZED (SELECT g.epoch FROM baldur_guard g WHERE CASE WHEN "+guardIsTop+
 		" THEN true ELSE ('baldur: the transaction is within a savepoint: '::pg_catalog.text {||} g.name)::pg_catalog.bool END)",
-		"{table}", table, "{condition}", q.isHolder(t)), nil
+		"{table}", table, "{condition}", q.isHolder(b.Term)), nil
 }
 
 // InTx calls f in a transaction of the quorum's pool that [PGQuorum.RequirePrimary] guards, and
@@ -200,15 +195,11 @@ func (q *PGQuorum) FenceCTE() (string, error) {
 //
 // opts are those of sql.DB.BeginTx. If f panics the transaction is rolled back.
 func (q *PGQuorum) InTx(ctx context.Context, opts *sql.TxOptions, f func(tx *sql.Tx, epoch int64) error) error {
-	l, ok := q.line.(*link)
-	if !ok {
-		return errors.New("baldur: InTx: there is no database")
-	}
-	if q.valid() == nil { // before it takes a connection
+	if !q.IsPrimary() { // before it takes a connection
 		q.rejected()
 		return ErrNotPrimary
 	}
-	conn, tx, err := beginClean(ctx, l.db, opts)
+	conn, tx, err := beginClean(ctx, q.link.db, opts)
 	if err != nil {
 		return fmt.Errorf("baldur: InTx: begin: %w", err)
 	}
@@ -282,7 +273,7 @@ func (c *quorumConfig) fenceTable() *tableSpec {
 // A Seal is the fence of one epoch in a database that does not have the lease.
 type Seal struct {
 	q     *PGQuorum
-	t     *term
+	term  *lease.Term
 	table string // quoted, with its schema
 }
 
@@ -300,14 +291,15 @@ func (q *PGQuorum) SealEpoch(ctx context.Context, db *sql.DB) (*Seal, error) {
 	if db == nil {
 		return nil, errors.New("baldur: SealEpoch: the pool is nil")
 	}
-	t := q.valid()
-	if t == nil {
+	b := q.elector.Belief()
+	if b == nil {
 		return nil, ErrNotPrimary
 	}
+	t := b.Term
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	defer context.AfterFunc(t.ctx, func() { cancel(context.Cause(t.ctx)) })()
-	seal := &Seal{q: q, t: t}
+	defer context.AfterFunc(t.Context(), func() { cancel(q.lossOf(t)) })()
+	seal := &Seal{q: q, term: t}
 	var top int64
 	var err error
 	for again := true; again; {
@@ -316,7 +308,7 @@ func (q *PGQuorum) SealEpoch(ctx context.Context, db *sql.DB) (*Seal, error) {
 		}
 		again = false
 		err = onCleanConn(ctx, db, func(ctx context.Context, conn *sql.Conn) (err error) {
-			seal.table, top, again, err = q.sealOn(ctx, conn, t.lease.Epoch)
+			seal.table, top, again, err = q.sealOn(ctx, conn, t.Epoch)
 			return err
 		})
 	}
@@ -325,9 +317,9 @@ func (q *PGQuorum) SealEpoch(ctx context.Context, db *sql.DB) (*Seal, error) {
 		return nil, fmt.Errorf("baldur: SealEpoch: %w: %w", context.Cause(ctx), err)
 	case err != nil:
 		return nil, fmt.Errorf("baldur: SealEpoch: %w", err)
-	case top > t.lease.Epoch:
-		q.outdone(ctx, t, top)
-		return nil, fmt.Errorf("%w: epoch %d is sealed in the database, and this one is %d", ErrFenced, top, t.lease.Epoch)
+	case top > t.Epoch:
+		q.elector.Outdone(ctx, t, top)
+		return nil, fmt.Errorf("%w: epoch %d is sealed in the database, and this one is %d", ErrFenced, top, t.Epoch)
 	}
 	return seal, nil
 }
@@ -365,21 +357,6 @@ func (q *PGQuorum) sealOn(ctx context.Context, conn *sql.Conn, epoch int64) (tab
 	return t.name, top, again, err
 }
 
-// outdone gives up a hold whose epoch a later one of the same lease has outdone. No
-// process can go on with it, and the next epoch must be above the later one.
-func (q *PGQuorum) outdone(ctx context.Context, t *term, top int64) {
-	if err := q.use(ctx); err != nil {
-		return
-	}
-	defer q.letGo()
-	if top < math.MaxInt64-1<<timelineShift { // one that nobody can go beyond was not given by any lease
-		q.watch.top = max(q.watch.top, top)
-	}
-	if now := q.term.Load(); now != nil && now.tenure == t.tenure {
-		q.lose(LossFenced)
-	}
-}
-
 // Require is RequirePrimary for a transaction of the sealed database: no later
 // epoch is sealed there until tx ends. It returns ErrNotPrimary if this process is
 // not primary any more, by its clock, or is so by another epoch, which wants a
@@ -390,11 +367,11 @@ func (s *Seal) Require(ctx context.Context, tx *sql.Tx) (epoch int64, err error)
 	if tx == nil {
 		return 0, errors.New("baldur: Seal.Require: the transaction is nil")
 	}
-	if t := s.q.valid(); t == nil || t.tenure != s.t.tenure {
+	if b := s.q.elector.Belief(); b == nil || b.Term != s.term {
 		s.q.rejected()
 		return 0, ErrNotPrimary
 	}
-	epoch = s.t.lease.Epoch
+	epoch = s.term.Epoch
 	g, err := guard(ctx, tx, s.table, "l.name {=} "+sqlText(s.q.cfg.name)+" AND l.epoch {=} "+quoted(epoch)+"::pg_catalog.int8", 0)
 	switch {
 	case err != nil:

@@ -18,6 +18,7 @@ import (
 	"github.com/lib/pq"
 
 	"github.com/baldur-go/baldur/internal/hook"
+	"github.com/baldur-go/baldur/internal/lease"
 )
 
 // link is the connection that a quorum keeps: its own, made by the pool's connector beside the
@@ -29,7 +30,7 @@ import (
 // encoding. Not all of that can be seen, or undone without harm to the program. And a lease that
 // queued for a pool would be lost when the pool is exhausted, or would exhaust a small pool.
 //
-// It belongs to one goroutine at a time, except for interrupt, pid and table.
+// It belongs to one goroutine at a time, except for Interrupt, pid and table.
 type link struct {
 	db  *sql.DB
 	t   *Tracker
@@ -91,7 +92,7 @@ func (l *link) open(ctx context.Context) error {
 	l.limit = l.cfg.attempt
 	if err != nil {
 		err = l.classify(err)
-		l.close()
+		l.Close()
 	}
 	return err
 }
@@ -344,9 +345,9 @@ func (l *link) attend(ctx context.Context) bool {
 	return l.listen
 }
 
-// announce tells those who listen of a change. It is a request of its own, after the
+// Announce tells those who listen of a change. It is a request of its own, after the
 // commit: a notification can fail, or wait, for what others have notified.
-func (l *link) announce(ctx context.Context) {
+func (l *link) Announce(ctx context.Context) {
 	if l.cfg.notify && l.conn != nil && ctx.Err() == nil && !time.Now().Before(l.mute) {
 		if !l.aside(ctx, "NOTIFY "+pq.QuoteIdentifier(leaseChannel(l.cfg.name))) {
 			l.mute = time.Now().Add(3 * l.cfg.ttl)
@@ -366,7 +367,7 @@ func (l *link) aside(ctx context.Context, command string) bool {
 }
 
 func (l *link) unfit(why string) error {
-	return refusal{fmt.Errorf("baldur: lease %q: %s", l.cfg.name, why)}
+	return lease.Refusal{Err: fmt.Errorf("baldur: lease %q: %s", l.cfg.name, why)}
 }
 
 // explain adds to a server's answer what there is more to say.
@@ -417,7 +418,7 @@ func (l *link) proveLocks(ctx context.Context) error {
 	try := "SELECT pg_catalog.pg_try_advisory_xact_lock(" + quoted(int64(binary.NativeEndian.Uint64(b[:]))) + "::pg_catalog.int8)"
 	var first, second bool
 	var otherErr error
-	bounded, cancel := context.WithTimeoutCause(ctx, l.limit, errAttempt)
+	bounded, cancel := context.WithTimeoutCause(ctx, l.limit, lease.ErrAttempt)
 	defer cancel()
 	err := l.run(bounded, func(own context.Context) error {
 		tx, err := l.conn.BeginTx(own, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
@@ -475,7 +476,7 @@ func (l *link) ask(ctx context.Context, mode accessMode, statement string, each 
 	if deadline, ok := ctx.Deadline(); ok {
 		limit = min(limit, time.Until(deadline))
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, errAttempt)
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, lease.ErrAttempt)
 	defer cancel()
 	return l.within(ctx, limit, mode, statement, each)
 }
@@ -579,7 +580,7 @@ func eachRow(ctx context.Context, on interface {
 // out, but its reply will not be taken for another's.
 func (l *link) run(ctx context.Context, f func(context.Context) error) error {
 	if ctx.Err() != nil { // not sent
-		return refusal{context.Cause(ctx)}
+		return lease.Refusal{Err: context.Cause(ctx)}
 	}
 	ctx = hook.Own(ctx)
 	l.warned.Store(false)
@@ -587,7 +588,7 @@ func (l *link) run(ctx context.Context, f func(context.Context) error) error {
 		err := f(ctx)
 		if ctx.Err() != nil { // the answer may be of what the server has broken off
 			err = errors.Join(context.Cause(ctx), err)
-			l.close()
+			l.Close()
 			return err
 		}
 		return l.failed(err)
@@ -596,7 +597,7 @@ func (l *link) run(ctx context.Context, f func(context.Context) error) error {
 	err := f(context.WithoutCancel(ctx))
 	if !stop() || ctx.Err() != nil { // cut, now or in a moment
 		err = errors.Join(context.Cause(ctx), err)
-		l.close()
+		l.Close()
 		return err
 	}
 	return l.failed(err)
@@ -616,13 +617,13 @@ func (l *link) failed(err error) error {
 		return l.classify(err)
 	}
 	err = l.classify(err)
-	l.close()
+	l.Close()
 	return err
 }
 
 // classify tells a server's answer from the failure to get one.
 func (l *link) classify(err error) error {
-	if isRefusal(err) {
+	if lease.IsRefusal(err) {
 		return err
 	}
 	if code, ok := sqlState(err); ok {
@@ -630,13 +631,13 @@ func (l *link) classify(err error) error {
 		case "08", "57", "58", "XX": // the connection, the server's end, its disk, its faults: was it before the commit?
 			return err
 		}
-		return refusal{l.explain(err, code)}
+		return lease.Refusal{Err: l.explain(err, code)}
 	}
 	if pqPoisoned(err) { // it was not sent
-		return refusal{err}
+		return lease.Refusal{Err: err}
 	}
 	if errors.Is(err, sql.ErrNoRows) {
-		return refusal{fmt.Errorf("baldur: lease %q: %w: it was deleted, or its name changed", l.cfg.name, errNoRow)}
+		return lease.Refusal{Err: fmt.Errorf("baldur: lease %q: %w: it was deleted, or its name changed", l.cfg.name, errNoRow)}
 	}
 	return err
 }
@@ -650,8 +651,8 @@ func sqlState(err error) (code string, ok bool) {
 	return "", false
 }
 
-// close gives the connection up.
-func (l *link) close() {
+// Close gives the connection up.
+func (l *link) Close() {
 	if l.sock != nil {
 		l.sock.endBy(time.Now().Add(closeGrace)) // for pq's farewell
 	}
@@ -668,17 +669,17 @@ func (l *link) close() {
 // closeGrace is how long the farewell to the server may take.
 const closeGrace = 200 * time.Millisecond
 
-func (l *link) isOpen() bool { return l.conn != nil }
+func (l *link) IsOpen() bool { return l.conn != nil }
 
 // bellPart of a TTL passes between two bells that are answered. Whoever may connect can
 // ring; it costs a change that comes just then as much time.
 const bellPart = 50
 
-// wait returns after d, or sooner on interrupt, if unless says so at the
+// Wait returns after d, or sooner on Interrupt, if unless says so at the
 // beginning, or, with bell, if there is news of the lease, which the next
 // request will read.
-func (l *link) wait(d time.Duration, bell bool, unless func() bool) {
-	if bell && !l.listen && l.isOpen() && !unless() && l.attend(context.Background()) {
+func (l *link) Wait(d time.Duration, bell bool, unless func() bool) {
+	if bell && !l.listen && l.IsOpen() && !unless() && l.attend(context.Background()) {
 		return // for a look at what was announced before
 	}
 	if !bell || !l.listen {
@@ -751,8 +752,8 @@ func (l *link) awaitBell(d time.Duration, unless func() bool) bool {
 	return ready
 }
 
-// interrupt ends a wait, this one or the next. It may be called by anyone.
-func (l *link) interrupt() {
+// Interrupt ends a wait, this one or the next. It may be called by anyone.
+func (l *link) Interrupt() {
 	select {
 	case l.wake <- struct{}{}:
 	default:

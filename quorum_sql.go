@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/baldur-go/baldur/internal/lease"
 )
 
 // pgWitness is the lease table of a PostgreSQL. Each request is one statement in
@@ -24,7 +26,7 @@ type pgWitness struct {
 	link *link
 }
 
-var _ witness = pgWitness{}
+var _ lease.Witness = pgWitness{}
 
 // The statements. What is in braces is filled in by pgWitness.fill and sqlFill.
 var (
@@ -49,7 +51,7 @@ SELECT false, g.got, ` + leaseColumns + ` FROM {table} l CROSS JOIN g WHERE l.na
 	//
 	// One candidate at a time: the others need not queue for the row's lock, behind
 	// the transactions that the holder guards. That is a courtesy, which anyone who
-	// may connect can withhold: see pgWitness.acquire.
+	// may connect can withhold: see pgWitness.Acquire.
 	leaseAcquire = `
 WITH g AS MATERIALIZED (
 	SELECT pg_catalog.pg_try_advisory_xact_lock({key}::pg_catalog.int8) AS got, {durable}
@@ -134,26 +136,26 @@ func (w pgWitness) fill(statement string, pairs ...string) string {
 		"{table}", table.name, "{name}", sqlText(w.cfg.name), "{region}", sqlText(w.cfg.region),
 		"{key}", "'"+strconv.FormatInt(key, 10)+"'", "{key_high}", strconv.FormatUint(uint64(key)>>32, 10), "{key_low}", strconv.FormatUint(uint64(key)&0xffffffff, 10),
 		"{ttl}", ttl+"::pg_catalog.int4", "{expiry}", "pg_catalog.clock_timestamp() {+} '"+ttl+" milliseconds'::pg_catalog.interval",
-		"{timeline}", timeline, "{system}", system, "{shift}", strconv.Itoa(timelineShift), "{durable}", sqlDurable)...).Replace(statement))
+		"{timeline}", timeline, "{system}", system, "{shift}", strconv.Itoa(lease.TimelineShift), "{durable}", sqlDurable)...).Replace(statement))
 }
 
-func (w pgWitness) observe(ctx context.Context) (leaseRow, error) {
+func (w pgWitness) Observe(ctx context.Context) (lease.Row, error) {
 	row, _, _, err := w.ask(ctx, leaseObserve)
 	return row, err
 }
 
-// acquire also decides for how long the courtesy lock is respected. While another
+// Acquire also decides for how long the courtesy lock is respected. While another
 // candidate waits for the row it is held, but anyone can hold it for ever.
-func (w pgWitness) acquire(ctx context.Context, id string, seen leaseRow, floor int64, ignoreClock bool) (leaseRow, bool, error) {
+func (w pgWitness) Acquire(ctx context.Context, id string, seen lease.Row, floor int64, ignoreClock bool) (lease.Row, bool, error) {
 	l := w.link
 	if err := l.open(ctx); err != nil {
-		return leaseRow{}, false, notSent(ctx, err)
+		return lease.Row{}, false, notSent(ctx, err)
 	}
 	ignoreLock := l.told
 	defer l.killGuards(ctx)()
 	row, ok, got, err := w.ask(ctx, leaseAcquire, "{id}", sqlText(id), "{floor}", quoted(floor),
-		"{seen_epoch}", quoted(seen.epoch), "{seen_seq}", quoted(seen.seq),
-		"{seen_timeline}", quoted(seen.witness.timeline), "{seen_system}", quoted(seen.witness.system),
+		"{seen_epoch}", quoted(seen.Epoch), "{seen_seq}", quoted(seen.Seq),
+		"{seen_timeline}", quoted(seen.Witness.Timeline), "{seen_system}", quoted(seen.Witness.System),
 		"{ignore_clock}", strconv.FormatBool(ignoreClock), "{ignore_lock}", strconv.FormatBool(ignoreLock))
 	switch {
 	case err != nil:
@@ -163,7 +165,7 @@ func (w pgWitness) acquire(ctx context.Context, id string, seen leaseRow, floor 
 		l.barred = time.Now()
 	case !ok && !l.told && time.Since(l.barred) >= w.cfg.attempt:
 		l.told = true
-		return row, false, refusal{fmt.Errorf("baldur: lease %q: %s has the advisory lock of its succession; going on without that", w.cfg.name, w.barredBy(ctx))}
+		return row, false, lease.Refusal{Err: fmt.Errorf("baldur: lease %q: %s has the advisory lock of its succession; going on without that", w.cfg.name, w.barredBy(ctx))}
 	}
 	return row, ok, err
 }
@@ -182,12 +184,12 @@ func (w pgWitness) barredBy(ctx context.Context) string {
 // and a number.
 func quoted(n int64) string { return "'" + strconv.FormatInt(n, 10) + "'" }
 
-func (w pgWitness) renew(ctx context.Context, id string, epoch int64) (leaseRow, bool, error) {
+func (w pgWitness) Renew(ctx context.Context, id string, epoch int64) (lease.Row, bool, error) {
 	row, ok, _, err := w.ask(ctx, leaseRenew, "{id}", sqlText(id), "{epoch}", quoted(epoch))
 	return row, ok, err
 }
 
-func (w pgWitness) release(ctx context.Context, id string, epoch int64) (leaseRow, bool, error) {
+func (w pgWitness) Release(ctx context.Context, id string, epoch int64) (lease.Row, bool, error) {
 	row, ok, _, err := w.ask(ctx, leaseRelease, "{id}", sqlText(id), "{epoch}", quoted(epoch))
 	return row, ok, err
 }
@@ -211,14 +213,14 @@ func notSent(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		err = fmt.Errorf("%w: connecting: %w", context.Cause(ctx), err)
 	}
-	return refusal{err}
+	return lease.Refusal{Err: err}
 }
 
 // ask sends a statement, and reads the reply; got tells whether the courtesy lock
 // was had. What is told of a transaction that the reply does not prove to have been
 // the statement's own is not believed: a transaction that was open before may yet be
 // rolled back.
-func (w pgWitness) ask(ctx context.Context, statement string, pairs ...string) (row leaseRow, ok, got bool, err error) {
+func (w pgWitness) ask(ctx context.Context, statement string, pairs ...string) (row lease.Row, ok, got bool, err error) {
 	l := w.link
 	if err := l.open(ctx); err != nil {
 		return row, false, false, notSent(ctx, err)
@@ -231,20 +233,20 @@ func (w pgWitness) ask(ctx context.Context, statement string, pairs ...string) (
 	var own bool
 	var id, region hexText
 	var acquired, expires sql.NullInt64
-	err = l.queryRow(ctx, mode, w.fill(statement, pairs...), &ok, &got, &row.epoch, &row.seq, &id, &region, &ttl, &row.expired,
-		&acquired, &expires, &row.given.system, &row.given.timeline, &row.witness.system, &row.witness.timeline, &own)
+	err = l.queryRow(ctx, mode, w.fill(statement, pairs...), &ok, &got, &row.Epoch, &row.Seq, &id, &region, &ttl, &row.Expired,
+		&acquired, &expires, &row.Given.System, &row.Given.Timeline, &row.Witness.System, &row.Witness.Timeline, &own)
 	if err == nil && !own && l.pq {
-		l.close()
+		l.Close()
 		err = fmt.Errorf("baldur: lease %q: the connection was in a transaction that something else had begun", w.cfg.name)
 	}
 	if err != nil {
-		return leaseRow{}, false, false, err
+		return lease.Row{}, false, false, err
 	}
-	row.table = l.table.Load().oid
-	row.leaseID, row.region = string(id), string(region)
-	if row.leaseID != "" || ttl != 0 { // whoever wrote it, no holder has another one than the options allow
-		row.ttl = min(max(time.Duration(ttl)*time.Millisecond, minLeaseTTL), maxLeaseTTL)
+	row.Table = l.table.Load().oid
+	row.LeaseID, row.Region = string(id), string(region)
+	if row.LeaseID != "" || ttl != 0 { // whoever wrote it, no holder has another one than the options allow
+		row.TTL = min(max(time.Duration(ttl)*time.Millisecond, lease.MinTTL), lease.MaxTTL)
 	}
-	row.acquired, row.expires = time.UnixMicro(acquired.Int64), time.UnixMicro(expires.Int64)
+	row.Acquired, row.Expires = time.UnixMicro(acquired.Int64), time.UnixMicro(expires.Int64)
 	return row, ok, got, nil
 }

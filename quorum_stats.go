@@ -3,7 +3,6 @@ package baldur
 import (
 	"encoding/json"
 	"fmt"
-	"maps"
 	"slices"
 	"time"
 )
@@ -33,25 +32,6 @@ type QuorumStats struct {
 	TakeoverWait    time.Duration // for how long the row was watched before the last election that was won
 	ClockGap        time.Duration // for how long the machine was suspended in this hold
 	GuardRejections int64         // by RequirePrimary and Seal.Require
-}
-
-// Stats returns what the quorum has done. It asks nobody.
-func (q *PGQuorum) Stats() QuorumStats {
-	q.mu.Lock()
-	s := q.stats
-	s.Losses = maps.Clone(s.Losses)
-	s.Holder = q.told
-	q.mu.Unlock()
-	s.CheckedAt, s.Lease, s.Region = time.Now(), q.cfg.name, q.cfg.region
-	if l, ok := q.line.(*link); ok {
-		s.BackendPID = int(l.pid.Load())
-	}
-	if t := q.term.Load(); t != nil {
-		if left := t.remaining(q.now()); left > 0 { // as IsPrimary
-			s.IsPrimary, s.Epoch, s.Remaining = true, t.lease.Epoch, left
-		}
-	}
-	return s
 }
 
 // String says in a line who has the lease: this process by its own belief, else
@@ -119,22 +99,6 @@ func (s QuorumStats) MarshalJSON() ([]byte, error) {
 		holder{h.State, l.Region, l.LeaseID, l.Epoch, l.AcquiredAt, l.ExpiresAt, h.Local}, s.BackendPID,
 		s.Elections, s.Losses, s.Renewals, s.RenewTotal.Seconds(), s.RenewMax.Seconds(), s.Unanswered, s.Refused, s.LastError,
 		s.TakeoverWait.Seconds(), s.ClockGap.Seconds(), s.GuardRejections})
-}
-
-func (t *Tracker) addQuorum(q *PGQuorum) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if !slices.Contains(t.quorums, q) {
-		t.quorums = append(t.quorums, q)
-	}
-}
-
-func (t *Tracker) removeQuorum(q *PGQuorum) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if i := slices.Index(t.quorums, q); i >= 0 {
-		t.quorums = slices.Delete(t.quorums, i, i+1)
-	}
 }
 
 // Quorums returns what the quorums on the pool that are in use have done and know.

@@ -1,4 +1,4 @@
-package baldur
+package lease
 
 import (
 	"context"
@@ -15,11 +15,11 @@ import (
 )
 
 // simWitness is a witness in memory that fails on demand. What it does with a
-// request is what pgWitness's statements do.
+// request is what the statements of package leasepg do.
 type simWitness struct {
 	mu      sync.Mutex // guards the fields below
-	row     leaseRow   // but expired; expires is by the server's clock
-	past    []leaseRow // before each of its changes
+	row     Row        // but expired; expires is by the server's clock
+	past    []Row      // before each of its changes
 	clock   time.Duration
 	granted []int64
 	broken  string
@@ -27,14 +27,14 @@ type simWitness struct {
 
 func (w *simWitness) now() time.Time { return time.Now().Add(w.clock) }
 
-func (w *simWitness) change(row leaseRow) {
+func (w *simWitness) change(row Row) {
 	w.past = append(w.past, w.row)
 	w.row = row
 }
 
-func (w *simWitness) reply() leaseRow {
+func (w *simWitness) reply() Row {
 	row := w.row
-	row.expired = !row.expires.After(w.now())
+	row.Expired = !row.Expires.After(w.now())
 	return row
 }
 
@@ -42,36 +42,36 @@ func (w *simWitness) reply() leaseRow {
 func (w *simWitness) failOver(n int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	timeline := w.row.witness.timeline + 1
+	timeline := w.row.Witness.Timeline + 1
 	for ; n > 0 && len(w.past) > 0; n-- {
 		w.row, w.past = w.past[len(w.past)-1], w.past[:len(w.past)-1]
 	}
-	w.row.witness.timeline = timeline
+	w.row.Witness.Timeline = timeline
 }
 
-func (w *simWitness) acquire(id, region string, ttl time.Duration, seen leaseRow, floor int64, ignoreClock bool) (leaseRow, bool) {
+func (w *simWitness) acquire(id string, ttl time.Duration, seen Row, floor int64, ignoreClock bool) (Row, bool) {
 	row := w.reply()
-	if row.witness != seen.witness || row.epoch != seen.epoch || row.seq != seen.seq || !(row.leaseID == "" || row.leaseID == id || row.expired || ignoreClock) {
+	if row.Witness != seen.Witness || row.Epoch != seen.Epoch || row.Seq != seen.Seq || !(row.LeaseID == "" || row.LeaseID == id || row.Expired || ignoreClock) {
 		return row, false
 	}
-	row.epoch, row.given = row.nextEpoch(floor), row.witness
-	row.leaseID, row.region, row.seq, row.ttl, row.expires = id, region, 0, ttl, w.now().Add(ttl)
+	row.Epoch, row.Given = row.NextEpoch(floor), row.Witness
+	row.LeaseID, row.Seq, row.TTL, row.Expires = id, 0, ttl, w.now().Add(ttl)
 	w.change(row)
 	for _, e := range w.granted {
-		if e >= row.epoch {
-			w.broken = fmt.Sprintf("epoch %x granted after %x", row.epoch, e)
+		if e >= row.Epoch {
+			w.broken = fmt.Sprintf("epoch %x granted after %x", row.Epoch, e)
 		}
 	}
-	w.granted = append(w.granted, row.epoch)
+	w.granted = append(w.granted, row.Epoch)
 	return w.reply(), true
 }
 
-func (w *simWitness) update(id string, epoch int64, f func(*leaseRow)) (leaseRow, bool) {
-	if w.row.leaseID != id || w.row.epoch != epoch {
+func (w *simWitness) update(id string, epoch int64, f func(*Row)) (Row, bool) {
+	if w.row.LeaseID != id || w.row.Epoch != epoch {
 		return w.reply(), false
 	}
 	row := w.row
-	row.seq++
+	row.Seq++
 	f(&row)
 	w.change(row)
 	return w.reply(), true
@@ -80,7 +80,7 @@ func (w *simWitness) update(id string, epoch int64, f func(*leaseRow)) (leaseRow
 // simLink is one client's way to the witness.
 type simLink struct {
 	w      *simWitness
-	cfg    *quorumConfig
+	ttl    time.Duration
 	random *rand.Rand // under mu
 	wake   chan struct{}
 	ghosts sync.WaitGroup
@@ -93,13 +93,13 @@ type simLink struct {
 var errSim = errors.New("sim: no answer")
 
 // do sends a request. It may be carried out long after the client has given up.
-func (l *simLink) do(ctx context.Context, f func() (leaseRow, bool)) (leaseRow, bool, error) {
+func (l *simLink) do(ctx context.Context, f func() (Row, bool)) (Row, bool, error) {
 	l.mu.Lock()
 	there, back := time.Duration(l.random.Int64N(int64(l.delay)+1)), time.Duration(l.random.Int64N(int64(l.delay)+1))
 	loseThere, loseBack := l.random.Float64() < l.lose, l.random.Float64() < l.lose
 	l.mu.Unlock()
 	type answer struct {
-		row leaseRow
+		row Row
 		ok  bool
 	}
 	c := make(chan answer, 1)
@@ -119,34 +119,34 @@ func (l *simLink) do(ctx context.Context, f func() (leaseRow, bool)) (leaseRow, 
 	case a := <-c:
 		return a.row, a.ok, nil
 	case <-ctx.Done():
-		return leaseRow{}, false, errSim
+		return Row{}, false, errSim
 	}
 }
 
-func (l *simLink) observe(ctx context.Context) (leaseRow, error) {
-	row, _, err := l.do(ctx, func() (leaseRow, bool) { return l.w.reply(), true })
+func (l *simLink) Observe(ctx context.Context) (Row, error) {
+	row, _, err := l.do(ctx, func() (Row, bool) { return l.w.reply(), true })
 	return row, err
 }
 
-func (l *simLink) acquire(ctx context.Context, id string, seen leaseRow, floor int64, ignoreClock bool) (leaseRow, bool, error) {
-	return l.do(ctx, func() (leaseRow, bool) {
-		return l.w.acquire(id, l.cfg.region, l.cfg.ttl, seen, floor, ignoreClock)
+func (l *simLink) Acquire(ctx context.Context, id string, seen Row, floor int64, ignoreClock bool) (Row, bool, error) {
+	return l.do(ctx, func() (Row, bool) {
+		return l.w.acquire(id, l.ttl, seen, floor, ignoreClock)
 	})
 }
 
-func (l *simLink) renew(ctx context.Context, id string, epoch int64) (leaseRow, bool, error) {
-	return l.do(ctx, func() (leaseRow, bool) {
-		return l.w.update(id, epoch, func(r *leaseRow) { r.expires = l.w.now().Add(l.cfg.ttl) })
+func (l *simLink) Renew(ctx context.Context, id string, epoch int64) (Row, bool, error) {
+	return l.do(ctx, func() (Row, bool) {
+		return l.w.update(id, epoch, func(r *Row) { r.Expires = l.w.now().Add(l.ttl) })
 	})
 }
 
-func (l *simLink) release(ctx context.Context, id string, epoch int64) (leaseRow, bool, error) {
-	return l.do(ctx, func() (leaseRow, bool) {
-		return l.w.update(id, epoch, func(r *leaseRow) { r.leaseID, r.expires = "", l.w.now() })
+func (l *simLink) Release(ctx context.Context, id string, epoch int64) (Row, bool, error) {
+	return l.do(ctx, func() (Row, bool) {
+		return l.w.update(id, epoch, func(r *Row) { r.LeaseID, r.Expires = "", l.w.now() })
 	})
 }
 
-func (l *simLink) wait(d time.Duration, _ bool, unless func() bool) {
+func (l *simLink) Wait(d time.Duration, _ bool, unless func() bool) {
 	if d <= 0 || unless() {
 		return
 	}
@@ -158,17 +158,67 @@ func (l *simLink) wait(d time.Duration, _ bool, unless func() bool) {
 	}
 }
 
-func (l *simLink) interrupt() {
+func (l *simLink) Interrupt() {
 	select {
 	case l.wake <- struct{}{}:
 	default:
 	}
 }
 
-func (l *simLink) isOpen() bool { return true }
+func (l *simLink) IsOpen() bool { return true }
 
-func (l *simLink) announce(context.Context) {}
-func (l *simLink) close()                   {}
+func (l *simLink) Announce(context.Context) {}
+func (l *simLink) Close()                   {}
+
+// simObserver checks that gains and losses come in turn.
+type simObserver struct {
+	wrong     *simWrong
+	elections int
+	losses    map[Reason]int64
+	believes  bool
+}
+
+func (o *simObserver) Began(*Belief, time.Duration) {
+	if o.believes {
+		o.wrong.add("acquired twice")
+	}
+	o.believes = true
+	o.elections++
+}
+
+func (o *simObserver) Lost(_ *Belief, r Reason) {
+	if !o.believes {
+		o.wrong.add("lost what it had not")
+	}
+	o.believes = false
+	o.losses[r]++
+}
+
+func (o *simObserver) Heard(Row, State, bool) {}
+func (o *simObserver) Renewed(time.Duration)  {}
+func (o *simObserver) Failed(string, error)   {}
+func (o *simObserver) InUse(bool)             {}
+func (o *simObserver) Ended()                 {}
+
+// simWrong is what has gone wrong.
+type simWrong struct {
+	mu  sync.Mutex // guards the field below
+	all []string
+}
+
+func (w *simWrong) add(s string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.all = append(w.all, s)
+}
+
+func (w *simWrong) String() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return strings.Join(w.all, "; ")
+}
+
+func (w *simWrong) none() bool { return w.String() == "" }
 
 // simFault is what happens at one moment.
 type simFault struct {
@@ -179,15 +229,15 @@ type simFault struct {
 
 var simFaults = []string{"delay", "lose", "heal", "clock", "failover", "release", "stop", "start", "new", "nothing"}
 
-// TestQuorumSimulated: candidates on a network that delays and loses, with a
+// TestElectorSimulated: candidates on a network that delays and loses, with a
 // server whose clock is set about and that fails over and forgets. At no moment
 // is there more than one primary, no epoch is given twice or goes back, gain and
 // loss come in turn, and once all is well there is a primary soon.
 //
 // A millisecond of it takes none: see testing/synctest. Processes that pause,
 // which it cannot have, are in internal/quorumtest.
-func TestQuorumSimulated(t *testing.T) {
-	elections, losses := 0, map[LossReason]int64{}
+func TestElectorSimulated(t *testing.T) {
+	elections, losses := 0, map[Reason]int64{}
 	rapid.Check(t, func(rt *rapid.T) {
 		faults := rapid.SliceOfN(rapid.Custom(func(rt *rapid.T) simFault {
 			return simFault{rapid.SampledFrom(simFaults).Draw(rt, "kind"), rapid.IntRange(0, 2).Draw(rt, "client"), rapid.IntRange(0, 99).Draw(rt, "amount")}
@@ -200,78 +250,60 @@ func TestQuorumSimulated(t *testing.T) {
 		}
 	})
 	t.Log(elections, "elections; losses:", losses)
-	if !testing.Short() && (elections < 100 || losses[LossExpired] == 0 || losses[LossFenced]+losses[LossFailover] == 0 || losses[LossReleased] == 0) {
+	if !testing.Short() && (elections < 100 || losses[Expired] == 0 || losses[Fenced]+losses[Failover] == 0 || losses[Released] == 0) {
 		t.Error("the simulation has not got about")
 	}
 }
 
-func simulate(t *testing.T, faults []simFault, seed uint64, elections *int, losses map[LossReason]int64) string {
+func simulate(t *testing.T, faults []simFault, seed uint64, elections *int, losses map[Reason]int64) string {
 	const ttl = time.Second
 	random := rand.New(rand.NewPCG(seed, 1))
-	w := &simWitness{row: leaseRow{epoch: 1 << timelineShift, witness: witnessID{7, 1}, given: witnessID{7, 1}}}
-	var mu sync.Mutex // guards the two below
-	var wrong []string
-	var all []*PGQuorum
-	add := func(i int) (*PGQuorum, *simLink) {
-		believes := false // of its callbacks, which come one at a time
-		cfg, err := newQuorumConfig(fmt.Sprint("region", i), []QuorumOption{
-			WithLeaseTTL(ttl), WithSafetyMargin(ttl / 100), WithAttemptTimeout(ttl / 5),
-			WithOnAcquired(func(QuorumLease) {
-				mu.Lock()
-				defer mu.Unlock()
-				if believes {
-					wrong = append(wrong, "acquired twice")
-				}
-				believes = true
-			}),
-			WithOnLost(func(l QuorumLease, r LossReason) {
-				mu.Lock()
-				defer mu.Unlock()
-				if !believes {
-					wrong = append(wrong, "lost what it had not")
-				}
-				believes = false
-			}),
-		})
-		if err != nil {
-			t.Fatal(err)
+	w := &simWitness{row: Row{Epoch: 1 << TimelineShift, Witness: Server{7, 1}, Given: Server{7, 1}}}
+	var wrong simWrong
+	var all []*Elector
+	var records []*simObserver
+	add := func() (*Elector, *simLink) {
+		rate, start := 1+(2*random.Float64()-1)*ClockDrift*0.99, time.Now()
+		cfg := Config{
+			TTL: ttl, Margin: ttl / 100, Renew: ttl / 4, Attempt: ttl / 5, Jitter: 0.1,
+			Clock: func() time.Duration { return time.Duration(rate * float64(time.Since(start))) },
+			Gone:  func() <-chan struct{} { return nil },
 		}
-		rate, start := 1+(2*random.Float64()-1)*clockDrift*0.99, time.Now()
-		cfg.clock = func() time.Duration { return time.Duration(rate * float64(time.Since(start))) }
-		l := &simLink{w: w, cfg: cfg, random: rand.New(rand.NewPCG(seed, uint64(len(all)+2))), wake: make(chan struct{}, 1), delay: 5 * time.Millisecond}
-		q := newQuorum(cfg, newTracker(&config{leakThreshold: time.Minute, cancelGrace: time.Second}), l, l)
-		all = append(all, q)
-		return q, l
+		l := &simLink{w: w, ttl: ttl, random: rand.New(rand.NewPCG(seed, uint64(len(all)+2))), wake: make(chan struct{}, 1), delay: 5 * time.Millisecond}
+		o := &simObserver{wrong: &wrong, losses: map[Reason]int64{}}
+		e := New(cfg, l, l, o)
+		all, records = append(all, e), append(records, o)
+		return e, l
 	}
-	var quorums [3]*PGQuorum
+	var electors [3]*Elector
 	var links [3]*simLink
 	var allLinks []*simLink
 	fresh := func(i int) {
-		quorums[i], links[i] = add(i)
+		electors[i], links[i] = add()
 		allLinks = append(allLinks, links[i])
-		quorums[i].StartAutoRenew()
+		electors[i].Start()
 	}
-	for i := range quorums {
+	for i := range electors {
 		fresh(i)
 	}
 	primaries := func() (n int) {
-		for _, q := range all {
-			if q.IsPrimary() {
+		for _, e := range all {
+			if e.Belief() != nil {
 				n++
 			}
 		}
 		return n
 	}
 	pass := func(d time.Duration) {
-		for end := time.Now().Add(d); time.Now().Before(end) && len(wrong) == 0; time.Sleep(time.Millisecond) {
+		for end := time.Now().Add(d); time.Now().Before(end) && wrong.none(); time.Sleep(time.Millisecond) {
 			if n := primaries(); n > 1 {
-				wrong = append(wrong, fmt.Sprint(n, " primaries"))
+				wrong.add(fmt.Sprint(n, " primaries"))
 			}
 		}
 	}
 	var stopping sync.WaitGroup
 	for _, f := range faults {
-		q, l := quorums[f.client], links[f.client]
+		e, l := electors[f.client], links[f.client]
 		part := float64(f.amount) / 100
 		set := func(delay time.Duration, lose float64) {
 			l.mu.Lock()
@@ -292,17 +324,17 @@ func simulate(t *testing.T, faults []simFault, seed uint64, elections *int, loss
 		case "failover":
 			w.failOver(f.amount % 4)
 		case "release":
-			stopping.Go(func() { _ = q.ReleaseLease(context.Background()) })
+			stopping.Go(func() { _ = e.Release(context.Background()) })
 		case "stop":
-			stopping.Go(q.StopAutoRenew)
+			stopping.Go(func() { e.Stop(false) })
 		case "start":
-			q.StartAutoRenew()
+			e.Start()
 		case "new": // the process is killed: its belief is nobody's, its requests go on
-			q.lose(LossReleased)
+			e.lose(Released)
 			l.mu.Lock()
 			l.lose = 1
 			l.mu.Unlock()
-			stopping.Go(func() { _ = q.Close() })
+			stopping.Go(func() { _ = e.Close() })
 			fresh(f.client)
 		}
 		pass(time.Duration(random.Float64() * 1.5 * float64(ttl)))
@@ -311,30 +343,29 @@ func simulate(t *testing.T, faults []simFault, seed uint64, elections *int, loss
 		l.mu.Lock()
 		l.delay, l.lose = 5*time.Millisecond, 0
 		l.mu.Unlock()
-		quorums[i].StartAutoRenew()
+		electors[i].Start()
 	}
 	stopping.Wait()
-	for _, q := range quorums {
-		q.StartAutoRenew()
+	for _, e := range electors {
+		e.Start()
 	}
 	// A failover's quarantine, three TTLs where the server's clock was set back, a
 	// ghost that renews the last belief, a hold-off.
 	settled := 0
-	for i := 0; i < 200 && settled < 10 && len(wrong) == 0; i++ {
+	for i := 0; i < 200 && settled < 10 && wrong.none(); i++ {
 		if pass(ttl / 10); primaries() == 1 {
 			settled++
 		} else {
 			settled = 0
 		}
 	}
-	if settled < 10 && len(wrong) == 0 {
-		wrong = append(wrong, "no lasting primary when all is well")
+	if settled < 10 && wrong.none() {
+		wrong.add("no lasting primary when all is well")
 	}
-	for _, q := range all {
-		_ = q.Close()
-		s := q.Stats()
-		*elections += int(s.Elections)
-		for r, n := range s.Losses {
+	for i, e := range all {
+		_ = e.Close()
+		*elections += records[i].elections
+		for r, n := range records[i].losses {
 			losses[r] += n
 		}
 	}
@@ -342,7 +373,7 @@ func simulate(t *testing.T, faults []simFault, seed uint64, elections *int, loss
 		l.ghosts.Wait()
 	}
 	if w.broken != "" {
-		wrong = append(wrong, w.broken)
+		wrong.add(w.broken)
 	}
-	return strings.Join(wrong, "; ")
+	return wrong.String()
 }

@@ -1,4 +1,4 @@
-package baldur
+package lease
 
 import (
 	"syscall"
@@ -11,15 +11,12 @@ const (
 	clockBoottime  = 7
 )
 
-// BootTime is the time since the machine has booted, the time that it was
-// suspended for included, which the monotonic clock of package time leaves out.
-// With [WithQuorumClock] a primary on a machine that wakes up knows at once that
-// it is none any more, and not only after some hundredths of the TTL; IsPrimary
-// then costs 0.3 µs. Elsewhere than on Linux it is the clock of package time.
+// BootTime is the time since the machine booted, including the time for which it was
+// suspended. Elsewhere than on Linux it is the clock of package time.
 func BootTime() time.Duration { return readClock(clockBoottime) }
 
-// bootGap is how far the clock that goes on in a suspended machine is ahead of
-// the one that stops.
+// bootGap is how far the clock that runs on in a suspended machine is ahead of the
+// one that stops.
 func bootGap() time.Duration { return readClock(clockBoottime) - readClock(clockMonotonic) }
 
 func readClock(id uintptr) time.Duration {

@@ -13,7 +13,7 @@ import (
 	"github.com/baldur-go/baldur/internal/pgtest"
 )
 
-// edit replaces a text of a file of package baldur that must be there once.
+// edit replaces a text of a file of the module that must be there once.
 type edit struct{ file, old, new string }
 
 // mutants are the mistakes that others have made, seeded into baldur.
@@ -23,9 +23,9 @@ var mutants = []struct {
 	edits    []edit
 }{
 	{"deadline counted from the reply", "late reply", []edit{{
-		"quorum_pg.go",
-		"if !q.extend(t, sent) {",
-		"if !q.extend(t, received) {",
+		"internal/lease/elector.go",
+		"if !e.extend(b, sent) {",
+		"if !e.extend(b, received) {",
 	}}},
 	{"now() for clock_timestamp()", "old transaction", []edit{{
 		"quorum_sql.go",
@@ -46,10 +46,10 @@ var mutants = []struct {
 		"lease_id = NULL, expires_at = pg_catalog.clock_timestamp()\n\tFROM g WHERE l.name {=} {name} AND l.lease_id {=} {id} AND l.epoch {=} {epoch}::pg_catalog.int8",
 		"lease_id = NULL, expires_at = pg_catalog.clock_timestamp()\n\tFROM g WHERE l.name {=} {name} AND l.region {=} {region}",
 	}}},
-	{"lease id of the region", "two of one region", []edit{{
-		"quorum_pg.go",
+	{"one lease id for all processes", "two of one region", []edit{{
+		"internal/lease/elector.go",
 		"id: rand.Text(),",
-		`id: cfg.region + rand.Text()[:0],`,
+		"id: cfg.Name + rand.Text()[:0],",
 	}}},
 	{"fence by a plain SELECT", "paused in a guarded transaction", []edit{{
 		"quorum_fence.go",
@@ -70,14 +70,14 @@ var mutants = []struct {
 		"AND CASE WHEN true OR EXISTS (",
 	}}},
 	{"belief ended by a timer", "holder stopped and resumed", []edit{{
-		"quorum_term.go",
-		"return t != nil && q.now() < t.deadline",
-		"return t != nil",
+		"internal/lease/elector.go",
+		"b != nil && e.now() < b.deadline",
+		"b != nil",
 	}}},
 	{"no quarantine after a failover", "lost takeover", []edit{{
-		"quorum_witness.go",
-		"if w.suspect || w.row.forgotten() {",
-		"if false && (w.suspect || w.row.forgotten()) {",
+		"internal/lease/witness.go",
+		"if w.Suspect || w.Row.Forgotten() {",
+		"if false && (w.Suspect || w.Row.Forgotten()) {",
 	}}},
 	{"table by search_path", "role with a search_path", []edit{{
 		"quorum_table.go",
