@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/baldur-go/baldur/internal/hook"
+	"github.com/baldur-go/baldur/internal/pqconn"
 )
 
 // DirtyReturn is a connection that came back to the pool with something that its
@@ -83,7 +84,7 @@ func (c *conn) auditDue() bool {
 // audit checks a connection that is being returned.
 func (c *conn) audit() {
 	d := DirtyReturn{}
-	switch pqTxStatus(Unwrap(c.inner)) {
+	switch pqconn.TxStatus(Unwrap(c.inner)) {
 	case 0:
 		return // not lib/pq's
 	case 'E':
@@ -92,7 +93,7 @@ func (c *conn) audit() {
 		d.OpenTransaction = true
 	}
 	t := c.rec.t
-	s, _, ok := c.rec.snapshot(t.clk.now()) // before our own query is the last one
+	s, _, ok := c.rec.snapshot(t.clk.Now()) // before our own query is the last one
 	if !ok {
 		return
 	}
@@ -102,8 +103,8 @@ func (c *conn) audit() {
 			return
 		}
 	}
-	now := t.clk.now()
-	d.Connection, d.ReturnedAt = t.info(s, now), t.clk.at(now)
+	now := t.clk.Now()
+	d.Connection, d.ReturnedAt = t.info(s, now), t.clk.At(now)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.dirtyTotal++

@@ -298,7 +298,7 @@ func TestChaos(t *testing.T) {
 			})
 		}
 	})
-	nothingRuns(t, "github.com/lib/pq.", "baldur.(*clock)", "baldur.untilCut", "baldur.Label")
+	nothingRuns(t, "github.com/lib/pq.", "clock.(*Clock)", "pqconn.UntilCut", "baldur.Label")
 }
 
 // TestChaosPgx: the same on pgx, where its own bound is known: with a ctx. The

@@ -50,7 +50,7 @@ type conn struct {
 	validator driver.Validator
 	checker   driver.NamedValueChecker
 
-	poisoned func(error) bool // see pq.go; may be nil
+	poisoned func(error) bool // see pqconn.Poisoned; may be nil
 	bad      bool             // not to go back into the pool
 
 	unclosed []driver.Stmt // closed by the program while the connection was not out; see stmt.Close
@@ -209,7 +209,7 @@ func (c *conn) Close() error {
 	if s := c.rec.sock; s != nil {
 		// pq writes a Terminate message, which must not wait for ever on a
 		// peer that has stopped reading.
-		s.endBy(time.Now().Add(c.rec.t.cfg.cancelGrace))
+		s.EndBy(time.Now().Add(c.rec.t.cfg.cancelGrace))
 	}
 	return c.inner.Close()
 }

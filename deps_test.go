@@ -7,57 +7,86 @@ import (
 	"testing"
 )
 
-// exporters are the packages on top of baldur that a program imports by name,
-// with the modules that each may bring.
-var exporters = map[string][]string{
+// imports is what each package may import itself beside the standard library:
+// packages of this module by their path below it, and others by a prefix. Imports
+// go one way: cmd, the exporters, baldur, internal packages, the standard library.
+// A package that is not listed may import none.
+var imports = map[string][]string{
+	"": {"github.com/lib/pq", "internal/clock", "internal/hook", "internal/lease", "internal/lockqueue", "internal/pgsql", "internal/pqconn", "internal/sqlpool",
+		"internal/sqltext", "internal/stack", "internal/text"},
+	"baldurhttp":          {"", "internal/text", "github.com/google/pprof/profile"},
+	"baldurotel":          {"", "internal/hook", "internal/sqltext", "github.com/XSAM/otelsql", "go.opentelemetry.io/"},
+	"baldurprom":          {"", "github.com/prometheus/client_golang/prometheus"},
+	"baldurtest":          {"", "internal/text"},
+	"cmd/baldur":          {"", "cmd/baldur/internal/shop", "internal/pgserver", "github.com/lib/pq"},
+	"examples/httpserver": {"", "baldurhttp", "baldurotel", "baldurprom", "internal/pgserver", "go.opentelemetry.io/", "github.com/prometheus/client_golang/"},
+
+	"internal/clock":           {"internal/tsc"},
+	"internal/leadershipmodel": {"internal/lease"},
+	"internal/pgserver":        {"github.com/lib/pq", "github.com/fergusstrange/embedded-postgres"},
+	"internal/pgsql":           {"github.com/lib/pq"},
+	"internal/stack/cgotest":   {"C"},
+	"internal/pqconn":          {"github.com/lib/pq"},
+	"internal/pgtest":          {"internal/faultproxy", "internal/lack", "internal/pgserver", "github.com/lib/pq"},
+}
+
+// modules is what a program gets with a package that it imports, beside lib/pq.
+var modules = map[string][]string{
+	"":           {},
 	"baldurhttp": {"github.com/google/pprof/profile"},
-	"baldurotel": {"github.com/XSAM/otelsql", "go.opentelemetry.io/", "github.com/go-logr/", "github.com/cespare/xxhash/"}, // but for OpenTelemetry's SDK
+	"baldurotel": {"github.com/XSAM/otelsql", "go.opentelemetry.io/", "github.com/go-logr/", "github.com/cespare/xxhash/"},
 	"baldurprom": {"github.com/prometheus/", "github.com/beorn7/perks/", "github.com/cespare/xxhash/", "github.com/munnerz/goautoneg", "google.golang.org/protobuf/", "golang.org/x/sys/"},
 }
 
-// TestImports: imports go one way (cmd, baldurtest, baldurhttp, baldurotel, baldurprom →
-// baldur → internal → the standard library), and a program that imports baldur gets lib/pq and nothing
-// else.
+// TestImports: each package imports what the table has, and a program that imports
+// baldur gets lib/pq and nothing else.
 func TestImports(t *testing.T) {
 	const module = "github.com/baldur-go/baldur"
-	deps := func(args ...string) []string {
-		out, err := exec.Command("go", append([]string{"list", "-deps", "-f", "{{if not .Standard}}{{.ImportPath}}{{end}}"}, args...)...).Output()
+	list := func(args ...string) []string {
+		out, err := exec.Command("go", append([]string{"list"}, args...)...).Output()
 		if err != nil {
 			t.Fatal(err)
 		}
-		return strings.Fields(string(out))
+		return strings.Split(strings.TrimSpace(string(out)), "\n")
 	}
-	internal := func(p string) bool {
-		return slices.Contains([]string{module + "/internal/stack", module + "/internal/tsc", module + "/internal/hook", module + "/internal/lease", module + "/internal/text", module + "/internal/sqltext"}, p)
+	standard := list("std")
+	allowed := func(p string, prefixes []string) bool {
+		return slices.ContainsFunc(prefixes, func(a string) bool { return p == a || strings.HasSuffix(a, "/") && strings.HasPrefix(p, a) })
 	}
-	for _, p := range deps(module) {
-		ok := strings.HasPrefix(p, "github.com/lib/pq") || p == module || internal(p)
-		if !ok {
-			t.Errorf("the root package imports %s", p)
-		}
-	}
-	for _, p := range deps(module + "/internal/...") {
-		if p == module || strings.HasPrefix(p, module+"/") && !strings.HasPrefix(p, module+"/internal/") {
-			t.Errorf("an internal package imports %s", p)
-		}
-	}
-	for exporter, allowed := range exporters {
-		for _, p := range deps(module + "/" + exporter) {
-			ours := p == module || p == module+"/"+exporter || internal(p)
-			if !ours && !strings.HasPrefix(p, "github.com/lib/pq") && !slices.ContainsFunc(allowed, func(a string) bool { return strings.HasPrefix(p, a) }) {
-				t.Errorf("%s imports %s", exporter, p)
+	below := func(p string) string { return strings.TrimPrefix(strings.TrimPrefix(p, module), "/") }
+	seen := map[string]bool{}
+	for _, line := range list("-f", `{{.ImportPath}}{{range .Imports}} {{.}}{{end}}`, module+"/...") {
+		p, rest, _ := strings.Cut(line, " ")
+		seen[below(p)] = true
+		for _, dep := range strings.Fields(rest) {
+			name := dep
+			if dep == module || strings.HasPrefix(dep, module+"/") {
+				name = below(dep)
 			}
-			if strings.HasPrefix(p, "go.opentelemetry.io/otel/sdk") || strings.HasPrefix(p, "go.opentelemetry.io/otel/exporters") {
-				t.Errorf("%s imports %s", exporter, p)
+			if !slices.Contains(standard, dep) && !allowed(name, imports[below(p)]) {
+				t.Errorf("%s imports %s", p, dep)
 			}
 		}
 	}
-	std, err := exec.Command("go", "list", "-deps", module).Output()
-	if err != nil {
-		t.Fatal(err)
+	for p := range imports {
+		if !seen[p] {
+			t.Errorf("%q is in the table, and there is no such package", p)
+		}
 	}
+	for p, prefixes := range modules {
+		for _, dep := range list("-deps", "-f", "{{if not .Standard}}{{.ImportPath}}{{end}}", strings.TrimSuffix(module+"/"+p, "/")) {
+			ours := dep == module || strings.HasPrefix(dep, module+"/")
+			if !ours && dep != "" && !strings.HasPrefix(dep, "github.com/lib/pq") && !slices.ContainsFunc(prefixes, func(a string) bool { return strings.HasPrefix(dep, a) }) {
+				t.Errorf("%s brings %s", p, dep)
+			}
+			if strings.HasPrefix(dep, "go.opentelemetry.io/otel/sdk") || strings.HasPrefix(dep, "go.opentelemetry.io/otel/exporters") {
+				t.Errorf("%s brings %s", p, dep)
+			}
+		}
+	}
+	all := list("-deps", module)
 	for _, unwanted := range []string{"net/http", "testing", "html/template"} {
-		if slices.Contains(strings.Fields(string(std)), unwanted) {
+		if slices.Contains(all, unwanted) {
 			t.Errorf("the root package imports %s", unwanted)
 		}
 	}

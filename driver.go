@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+
+	"github.com/baldur-go/baldur/internal/pqconn"
 )
 
 // DriverName is the name under which this package registers with database/sql.
@@ -33,7 +35,7 @@ func (d pqDriver) Open(dsn string) (driver.Conn, error) {
 }
 
 func openConnector(dsn string, opts []Option) (*connector, error) {
-	pqcfg, params, err := parseDSN(dsn)
+	pqcfg, params, err := pqconn.ParseDSN(dsn)
 	if err != nil {
 		return nil, err
 	}
@@ -42,21 +44,23 @@ func openConnector(dsn string, opts []Option) (*connector, error) {
 		return nil, err
 	}
 	var target Target
-	if pqNameable(dsn, pqcfg) {
-		target = pqTarget(pqcfg)
+	if pqconn.Nameable(dsn, pqcfg) {
+		t := pqconn.TargetOf(pqcfg)
+		target = Target{Address: t.Address, Port: t.Port, Database: t.Database, Schema: t.Schema}
 		if cfg.poolName == "" {
-			cfg.poolName = pqPoolName(pqcfg)
+			cfg.poolName = pqconn.PoolName(pqcfg)
 		}
 	}
 	if cfg.poolName == "" {
 		cfg.poolName = "pool"
 	}
-	inner, err := newPQConnector(pqcfg, cfg.cancelTimeout)
+	inner, err := pqconn.NewConnector(pqcfg, cfg.cancelTimeout)
 	if err != nil {
-		return nil, fmt.Errorf("baldur: DSN: %s", pqDSNError(dsn, err))
+		return nil, fmt.Errorf("baldur: DSN: %s", pqconn.DSNError(dsn, err))
 	}
-	hooked := socketConnector{cfg.hook(inner, target)}
-	return &connector{inner: hide(inner), connect: hooked.connect, driver: pqDriver{}, t: newTracker(cfg)}, nil
+	hooked := cfg.hook(inner, target)
+	connect := func(ctx context.Context) (driver.Conn, *pqconn.Socket, error) { return pqconn.Connect(ctx, hooked) }
+	return &connector{inner: hide(inner), connect: connect, driver: pqDriver{}, t: newTracker(cfg)}, nil
 }
 
 // Open opens a tracked pool on lib/pq, as sql.Open("baldur-pq", dsn) does, with
@@ -110,7 +114,7 @@ func wrap(inner driver.Connector, opts []Option) driver.Connector {
 	hooked := cfg.hook(inner, Target{})
 	return &connector{
 		inner: hide(inner),
-		connect: func(ctx context.Context) (driver.Conn, *socket, error) {
+		connect: func(ctx context.Context) (driver.Conn, *pqconn.Socket, error) {
 			ci, err := hooked.Connect(ctx)
 			return ci, nil, err
 		},
@@ -185,9 +189,9 @@ func Raw(conn *sql.Conn, f func(driver.Conn) error) error {
 
 // connector makes tracked connections.
 type connector struct {
-	inner   func() driver.Connector                             // a func, as fmt does not look into one: not all verbs come to Format when it prints a *sql.DB
-	connect func(context.Context) (driver.Conn, *socket, error) // the socket only where it is ours
-	driver  driver.Driver                                       // nil: inner's
+	inner   func() driver.Connector                                    // a func, as fmt does not look into one: not all verbs come to Format when it prints a *sql.DB
+	connect func(context.Context) (driver.Conn, *pqconn.Socket, error) // the socket only where it is ours
+	driver  driver.Driver                                              // nil: inner's
 	t       *Tracker
 }
 
@@ -196,7 +200,7 @@ var _ io.Closer = (*connector)(nil)
 func (c *connector) Connect(ctx context.Context) (driver.Conn, error) {
 	c.t.dialing.Add(1)
 	defer c.t.dialing.Add(-1)
-	began, closed := c.t.clk.now(), c.t.isClosed()
+	began, closed := c.t.clk.Now(), c.t.isClosed()
 	ci, sock, err := c.connect(ctx)
 	if err != nil {
 		return nil, err
@@ -205,11 +209,11 @@ func (c *connector) Connect(ctx context.Context) (driver.Conn, error) {
 		return nil, errNoConn
 	}
 	r := c.t.add(Unwrap(ci), sock, closed)
-	c.t.connected(ctx, c.t.clk.now()-began)
+	c.t.connected(ctx, c.t.clk.Now()-began)
 	if calledByPool() {
 		r.take(ctx)
 	}
-	return newConn(r, ci, pqPoisoned), nil
+	return newConn(r, ci, pqconn.Poisoned), nil
 }
 
 // calledByPool tells whether Connect was called for the goroutine that it runs
@@ -266,15 +270,17 @@ func (d poolDriver) tracker() *Tracker { return d.t }
 func (d poolDriver) Format(f fmt.State, verb rune) { d.c.Format(f, verb) }
 
 // dial connects as the pool does, beside it: see link.
-func (d poolDriver) dial(ctx context.Context) (driver.Conn, *socket, error) { return d.c.beside(ctx) }
+func (d poolDriver) dial(ctx context.Context) (driver.Conn, *pqconn.Socket, error) {
+	return d.c.beside(ctx)
+}
 
 // beside connects beside the pool, on a goroutine of ours: a connector that panics there
 // would end the program, and one that does not heed ctx keep a lease's loop for ever. A
 // connection that comes too late is closed.
-func (c *connector) beside(ctx context.Context) (driver.Conn, *socket, error) {
+func (c *connector) beside(ctx context.Context) (driver.Conn, *pqconn.Socket, error) {
 	type result struct {
 		ci   driver.Conn
-		sock *socket
+		sock *pqconn.Socket
 		err  error
 	}
 	done := make(chan result, 1)
@@ -314,7 +320,7 @@ type untracked struct{ c *connector }
 func (u untracked) Connect(ctx context.Context) (driver.Conn, error) {
 	ci, sock, err := u.c.beside(ctx)
 	if deadline, ok := ctx.Deadline(); ok && sock != nil {
-		sock.endBy(deadline) // of its calls too, as no sweep sees to them
+		sock.EndBy(deadline) // of its calls too, as no sweep sees to them
 	}
 	return ci, err
 }

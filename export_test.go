@@ -2,7 +2,6 @@ package baldur
 
 import (
 	"database/sql/driver"
-	"math"
 	"slices"
 	"time"
 
@@ -47,7 +46,7 @@ func FakeSuspendGap(d time.Duration) (restore func()) {
 // WrongCounter has t's exact time, as the CPU's counter gives it, wrong by d, and
 // stand still, until the next tick.
 func (t *Tracker) WrongCounter(d time.Duration) {
-	t.clk.seg.Store(&segment{time: t.clk.kernel() + d, valid: math.MaxUint64})
+	t.clk.Mislead(d)
 }
 
 // KeptText is the query's text that the pool's first connection keeps.

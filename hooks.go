@@ -158,8 +158,8 @@ func (t *Tracker) connected(ctx context.Context, took time.Duration) {
 func (r *record) returned() {
 	ret := Return{
 		ConnectionID: r.id,
-		AcquiredAt:   r.clk.at(r.start),
-		Held:         r.clk.now() - r.start,
+		AcquiredAt:   r.clk.At(r.start),
+		Held:         r.clk.Now() - r.start,
 		Span:         r.span,
 		t:            r.t,
 		site:         r.site,
@@ -189,7 +189,7 @@ func guardedSpan(f func(context.Context) SpanContext, ctx context.Context) (span
 // been seen to go out; see "What cannot be seen" in the package comment.
 func (t *Tracker) Connections() (idle, used int, ok bool) {
 	if s, ok := t.pool(); ok {
-		return s.idle, max(0, s.inUse()-s.pending-int(t.dialing.Load())), true
+		return s.Idle, max(0, s.InUse()-s.Pending-int(t.dialing.Load())), true
 	}
 	t.mu.Lock()
 	known := t.db == nil || t.shared // else database/sql does not answer

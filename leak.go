@@ -290,7 +290,7 @@ func (t *Tracker) info(s snapshot, now time.Duration) ConnectionInfo {
 	site := t.sites.of(s.site)
 	c := ConnectionInfo{
 		ConnectionID:    s.rec.id,
-		AcquiredAt:      t.clk.at(s.start),
+		AcquiredAt:      t.clk.At(s.start),
 		Held:            max(0, now-s.start),
 		Kind:            site.kind,
 		Label:           s.label,

@@ -5,11 +5,13 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/baldur-go/baldur/internal/lockqueue"
+	"github.com/baldur-go/baldur/internal/pgsql"
 )
 
 // PGAdminProvider is what a health check, a stress test or a job that must not
@@ -74,7 +76,7 @@ var ErrPGAdminClosed = errors.New("baldur: the PGAdmin is closed")
 type PGAdmin struct {
 	db     *sql.DB
 	pooler pooler
-	gates  gates
+	gates  lockqueue.Locks
 
 	// The lock_timeout that the pool's connections were last seen with, in ns.
 	lockTimeout atomic.Int64
@@ -127,7 +129,7 @@ func (p *PGAdmin) Close() error {
 	p.holds, p.sessions = map[lockKey][]*hold{}, map[*Session]bool{}
 	p.mu.Unlock()
 	p.end()
-	p.gates.close()
+	p.gates.Close(ErrPGAdminClosed)
 	var errs []error
 	for _, hs := range holds {
 		for _, h := range hs {
@@ -249,7 +251,7 @@ type Aggregate struct {
 // has more than two parts, a part of more than 63 bytes (which PostgreSQL would
 // silently cut), a zero byte or invalid UTF-8 is an error.
 func (p *PGAdmin) ExecuteAggregateQuery(ctx context.Context, table string) (Aggregate, error) {
-	t, err := quoteTable(table)
+	t, err := pgsql.QuoteTable(table)
 	if err != nil {
 		return Aggregate{}, err
 	}
@@ -289,7 +291,7 @@ func (p *PGAdmin) ExecuteTimeoutQuery(ctx context.Context, timeout, sleep time.D
 	if timeout == 0 {
 		return errors.New("baldur: ExecuteTimeoutQuery: timeout is 0, which PostgreSQL takes for none; it must be above 0")
 	}
-	t, err := milliseconds("ExecuteTimeoutQuery: timeout", timeout)
+	t, err := pgsql.Milliseconds("ExecuteTimeoutQuery: timeout", timeout)
 	if err != nil {
 		return err
 	}
@@ -301,14 +303,8 @@ func (p *PGAdmin) ExecuteTimeoutQuery(ctx context.Context, timeout, sleep time.D
 		return err
 	}
 	defer tx.end()
-	if err := tx.ask(ctx, request{before: []string{settle}, query: "SELECT " + setConfig("statement_timeout", "'"+t+"'")}, new(string)); err != nil {
+	if err := tx.ask(ctx, request{before: []string{settle}, query: "SELECT " + pgsql.SetConfig("statement_timeout", "'"+t+"'")}, new(string)); err != nil {
 		return err
 	}
 	return tx.ask(ctx, request{query: "SELECT pg_catalog.pg_sleep(" + s + ")::pg_catalog.text"}, new(string))
-}
-
-// hasState tells whether err is the server's, with one of the SQLSTATEs.
-func hasState(err error, states ...string) bool {
-	code, ok := sqlState(err)
-	return ok && slices.Contains(states, code)
 }

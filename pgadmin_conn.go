@@ -9,6 +9,9 @@ import (
 	"errors"
 	"reflect"
 	"strings"
+
+	"github.com/baldur-go/baldur/internal/pgsql"
+	"github.com/baldur-go/baldur/internal/pqconn"
 )
 
 // How a PGAdmin comes by a connection of the pool, and asks it.
@@ -77,7 +80,7 @@ func checkIdle(ctx context.Context, conn *sql.Conn) error {
 	_, _ = rand.Read(b[:])
 	token := hex.EncodeToString(b[:])
 	err = conn.QueryRowContext(ctx, "SELECT pg_catalog.set_config('baldur.transaction'::pg_catalog.text, '"+token+"'::pg_catalog.text, true)").Scan(new(string))
-	if hasState(err, "25P02") {
+	if pqconn.HasState(err, "25P02") {
 		return errInTransaction
 	}
 	if err != nil {
@@ -98,7 +101,7 @@ func connStatus(conn *sql.Conn) (status byte, isLibPQ bool, err error) {
 	err = conn.Raw(func(dc any) error {
 		if c, ok := dc.(driver.Conn); ok {
 			c = Unwrap(c)
-			if status = pqTxStatus(c); status != 0 {
+			if status = pqconn.TxStatus(c); status != 0 {
 				isLibPQ = true
 			} else {
 				status = pgxTxStatus(c)
@@ -139,29 +142,13 @@ func pgxTxStatus(c driver.Conn) byte {
 
 // driverPID is the process id that the driver was told at log-in; 0 if it does not tell.
 func driverPID(c driver.Conn) int {
-	if pid := pqPID(c); pid != 0 {
+	if pid := pqconn.PID(c); pid != 0 {
 		return pid
 	}
 	if p, ok := pgxConn(c).(interface{ PID() uint32 }); ok {
 		return int(p.PID())
 	}
 	return 0
-}
-
-// setConfig sets a setting for the transaction, by a column of a SELECT; value is
-// an expression. To set NULL is to RESET: what the role, the database or the DSN
-// give a new session.
-func setConfig(name, value string) string {
-	return "pg_catalog.set_config('" + name + "'::pg_catalog.text, " + value + "::pg_catalog.text, true)"
-}
-
-// ifKnown is setConfig for a setting that not every version has.
-func ifKnown(name, value string) string {
-	return "CASE WHEN pg_catalog.current_setting('" + name + "'::pg_catalog.text, true) IS NOT NULL THEN " + setConfig(name, value) + " END"
-}
-
-func currentSetting(name string) string {
-	return "pg_catalog.current_setting('" + name + "'::pg_catalog.text)"
 }
 
 // isolate comes before the first query: a SERIALIZABLE READ ONLY DEFERRABLE
@@ -171,8 +158,8 @@ const isolate = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED"
 // settle makes a request's result, and whether it has one, independent of the
 // settings that the session has.
 var settle = "SELECT " + strings.Join([]string{
-	setConfig("statement_timeout", "NULL"), setConfig("lock_timeout", "NULL"), ifKnown("transaction_timeout", "NULL"),
-	setConfig("client_encoding", "'UTF8'"), setConfig("DateStyle", "'ISO'"), setConfig("extra_float_digits", "'1'"),
+	pgsql.SetConfig("statement_timeout", "NULL"), pgsql.SetConfig("lock_timeout", "NULL"), pgsql.SetConfigIfKnown("transaction_timeout", "NULL"),
+	pgsql.SetConfig("client_encoding", "'UTF8'"), pgsql.SetConfig("DateStyle", "'ISO'"), pgsql.SetConfig("extra_float_digits", "'1'"),
 }, ", ")
 
 // A request is a query with what has to be said before and after it in the same

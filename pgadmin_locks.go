@@ -17,6 +17,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/baldur-go/baldur/internal/pgsql"
+	"github.com/baldur-go/baldur/internal/pqconn"
 	"github.com/lib/pq"
 )
 
@@ -101,7 +103,7 @@ type hold struct {
 	key lockKey
 	s   *Session
 
-	sock     *socket         // nil: the driver dials by itself
+	sock     *pqconn.Socket  // nil: the driver dials by itself
 	life     context.Context // until the lock is released or lost
 	stop     context.CancelCauseFunc
 	watching sync.Once
@@ -121,7 +123,7 @@ func newHold(p *PGAdmin, key lockKey, s *Session) *hold {
 
 // end closes the session, in which the lock is released, and lets the next in.
 func (h *hold) end() error {
-	defer h.p.gates.leave(h.key.id, h.key.shared)
+	defer h.p.gates.Leave(h.key.id, h.key.shared)
 	h.stop(nil)
 	return h.s.Close()
 }
@@ -353,7 +355,7 @@ func (w *lockWait) tries(noWait bool, try func(ctx context.Context) (ok bool, se
 		if err != nil {
 			return false, w.result(err)
 		}
-		limit := parseTimeout(setting)
+		limit := pgsql.ParseTimeout(setting)
 		if setting != "" {
 			w.p.lockTimeout.Store(int64(limit))
 		}
@@ -400,7 +402,7 @@ func (p *PGAdmin) acquire(ctx context.Context, id int64, o LockOptions) (*hold, 
 	acquired := false
 	defer func() {
 		if !acquired {
-			p.gates.leave(id, o.Shared)
+			p.gates.Leave(id, o.Shared)
 		}
 	}()
 	s, acquired, err := p.acquireSession(w, lockKey{id, o.Shared}, o)
@@ -419,7 +421,7 @@ func (w *lockWait) enter(o LockOptions) (bool, error) {
 		ctx, cancel = context.WithDeadline(ctx, w.begin.Add(limit))
 		defer cancel()
 	}
-	in, err := w.p.gates.enter(ctx, w.id, o.Shared, !o.NoWait)
+	in, err := w.p.gates.Enter(ctx, w.id, o.Shared, !o.NoWait)
 	if err == nil || w.caller.Err() != nil || w.p.life.Err() != nil || ctx.Err() == nil {
 		return in, w.result(err)
 	}
@@ -429,7 +431,7 @@ func (w *lockWait) enter(o LockOptions) (bool, error) {
 // acquireSession takes a lock at the server.
 func (p *PGAdmin) acquireSession(w *lockWait, key lockKey, o LockOptions) (s *Session, acquired bool, err error) {
 	const idleTimeout = "idle_session_timeout"
-	query := askPIDQuery + ", " + lockCall("pg_try_advisory_lock", key) + ", " + currentSetting("lock_timeout") +
+	query := askPIDQuery + ", " + lockCall("pg_try_advisory_lock", key) + ", " + pgsql.CurrentSetting("lock_timeout") +
 		", coalesce(pg_catalog.current_setting('" + idleTimeout + "'::pg_catalog.text, true), '0')"
 	var idle string
 	acquired, err = w.tries(o.NoWait, func(ctx context.Context) (ok bool, setting string, err error) {
@@ -456,18 +458,6 @@ func (p *PGAdmin) acquireSession(w *lockWait, key lockKey, o LockOptions) (s *Se
 		}
 	}
 	return s, true, nil
-}
-
-// parseTimeout reads a timeout as PostgreSQL writes it: 0, 250ms, 5s, 2min, 1h, 1d.
-func parseTimeout(s string) time.Duration {
-	i := 0
-	for i < len(s) && s[i] >= '0' && s[i] <= '9' {
-		i++
-	}
-	n, _ := strconv.Atoi(s[:i])
-	return time.Duration(n) * map[string]time.Duration{
-		"": time.Millisecond, "ms": time.Millisecond, "s": time.Second, "min": time.Minute, "h": time.Hour, "d": 24 * time.Hour,
-	}[s[i:]]
 }
 
 // lockCall is the call of one of the functions named like pg_advisory_lock.

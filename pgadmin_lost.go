@@ -9,6 +9,8 @@ import (
 	"net"
 	"syscall"
 	"time"
+
+	"github.com/baldur-go/baldur/internal/pqconn"
 )
 
 // How a holder learns that its lock is lost while it works.
@@ -68,7 +70,7 @@ func (h *hold) context(ctx context.Context) (context.Context, context.CancelFunc
 // watch looks after the lock until it is released or lost.
 func (h *hold) watch() {
 	every := lookBound // sooner than serverLook, for when the pool was full
-	if h.sock != nil && canLook {
+	if h.sock != nil && pqconn.CanPeek {
 		every = socketLook
 	}
 	ticker := time.NewTicker(every)
@@ -92,7 +94,7 @@ func (h *hold) watch() {
 }
 
 func (h *hold) lookAtSocket() error {
-	if h.sock == nil || !canLook {
+	if h.sock == nil || !pqconn.CanPeek {
 		return nil
 	}
 	sc, ok := h.sock.Conn.(syscall.Conn)
@@ -104,7 +106,7 @@ func (h *hold) lookAtSocket() error {
 		return nil
 	}
 	var pending [4096]byte
-	n, hungUp, err := peek(rc, pending[:])
+	n, hungUp, err := pqconn.Peek(rc, pending[:])
 	switch {
 	case errors.Is(err, net.ErrClosed): // the driver's doing
 		return fmt.Errorf("the connection was closed: %w", err)

@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/baldur-go/baldur/internal/pqconn"
 )
 
 // PoolerMode is what stands between a pool and PostgreSQL.
@@ -192,7 +194,7 @@ func askPID(ctx context.Context, conn *sql.Conn) (pid int, err error) {
 func toldPID(conn *sql.Conn) (pid int) {
 	_ = conn.Raw(func(dc any) error {
 		if c, ok := dc.(driver.Conn); ok {
-			pid = pqPID(Unwrap(c))
+			pid = pqconn.PID(Unwrap(c))
 		}
 		return nil
 	})

@@ -4,6 +4,9 @@ import (
 	"context"
 	"database/sql"
 	"time"
+
+	"github.com/baldur-go/baldur/internal/pgsql"
+	"github.com/baldur-go/baldur/internal/pqconn"
 )
 
 // gained notes that the session has a lock, once more.
@@ -51,7 +54,7 @@ func (s *Session) acquire(ctx context.Context, key lockKey, wait bool) (ok bool,
 	begin := time.Now()
 	for pause := lockPause(0); ; pause = pause.next() {
 		var lock, statement string
-		err = s.row(ctx, asItIs, askPIDQuery+", "+lockCall("pg_try_advisory_lock", key)+", "+currentSetting("lock_timeout")+", "+currentSetting("statement_timeout"),
+		err = s.row(ctx, asItIs, askPIDQuery+", "+lockCall("pg_try_advisory_lock", key)+", "+pgsql.CurrentSetting("lock_timeout")+", "+pgsql.CurrentSetting("statement_timeout"),
 			&ok, &lock, &statement)
 		if err != nil {
 			break
@@ -63,8 +66,8 @@ func (s *Session) acquire(ctx context.Context, key lockKey, wait bool) (ok bool,
 		if !wait {
 			return false, nil
 		}
-		limit, state := parseTimeout(lock), "55P03"
-		if d := parseTimeout(statement); d > 0 && (limit == 0 || d < limit) {
+		limit, state := pgsql.ParseTimeout(lock), "55P03"
+		if d := pgsql.ParseTimeout(statement); d > 0 && (limit == 0 || d < limit) {
 			limit, state = d, "57014"
 		}
 		if limit > 0 && time.Since(begin) >= limit {
@@ -90,7 +93,7 @@ func (s *Session) acquire(ctx context.Context, key lockKey, wait bool) (ok bool,
 	s.unclean = true
 	had := s.held[key] != nil
 	s.mu.Unlock()
-	if !had && hasState(err, "57014") {
+	if !had && pqconn.HasState(err, "57014") {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 		defer cancel()
 		_ = s.row(ctx, asNewPQ, askPIDQuery+", "+lockCall("pg_advisory_unlock", key), new(bool))

@@ -3,21 +3,11 @@ package baldur
 import (
 	"context"
 	"database/sql"
-	"fmt"
-	"math"
-	"strconv"
 	"time"
-)
 
-// milliseconds checks a timeout and writes it as PostgreSQL takes it: in ms, in
-// an int. A part of one counts as a whole, since 0 means none.
-func milliseconds(what string, d time.Duration) (string, error) {
-	const most = math.MaxInt32 * time.Millisecond
-	if d < 0 || d > most {
-		return "", fmt.Errorf("baldur: %s is %v; it must be from 0 to %v", what, d, most)
-	}
-	return strconv.FormatInt(int64((d+time.Millisecond-1)/time.Millisecond), 10), nil
-}
+	"github.com/baldur-go/baldur/internal/pgsql"
+	"github.com/baldur-go/baldur/internal/pqconn"
+)
 
 // SetLockTimeout sets how long a statement of this session waits for a lock,
 // from 0 (for ever) to 24.8 days, rounded up to ms (the manual's 20.11.1,
@@ -74,11 +64,11 @@ type setting1 struct {
 // set sets timeouts in one round trip that also tells what they were. PostgreSQL
 // takes a setting back if the statement fails.
 func (s *Session) set(ctx context.Context, settings ...setting1) error {
-	query := "WITH old AS MATERIALIZED (SELECT " + currentSetting("lock_timeout") + " AS l, " + currentSetting("statement_timeout") + " AS s)" +
+	query := "WITH old AS MATERIALIZED (SELECT " + pgsql.CurrentSetting("lock_timeout") + " AS l, " + pgsql.CurrentSetting("statement_timeout") + " AS s)" +
 		" SELECT pg_catalog.pg_backend_pid(), l, s"
 	dest := []any{new(string), new(string)}
 	for _, v := range settings {
-		ms, err := milliseconds(v.name, v.d)
+		ms, err := pgsql.Milliseconds(v.name, v.d)
 		if err != nil {
 			return err
 		}
@@ -92,7 +82,7 @@ func (s *Session) set(ctx context.Context, settings ...setting1) error {
 		return err
 	}
 	if err := s.row(ctx, asItIs, query+" FROM old", dest...); err != nil {
-		if !hasState(err, "57014") { // statement_timeout: the one before was too short
+		if !pqconn.HasState(err, "57014") { // statement_timeout: the one before was too short
 			s.mark(func() { s.doubt = true })
 		}
 		return err
@@ -118,7 +108,7 @@ func (s *Session) set(ctx context.Context, settings ...setting1) error {
 func (p *PGAdmin) WithTimeouts(ctx context.Context, lock, statement time.Duration, f func(ctx context.Context, s *Session) error) (err error) {
 	var settings []setting1
 	for _, v := range []setting1{{"lock_timeout", lock}, {"statement_timeout", statement}} {
-		if _, err := milliseconds(v.name, v.d); err != nil {
+		if _, err := pgsql.Milliseconds(v.name, v.d); err != nil {
 			return err
 		}
 		if v.d == 0 {

@@ -5,6 +5,8 @@ import (
 	"database/sql"
 	"fmt"
 	"strings"
+
+	"github.com/baldur-go/baldur/internal/pgsql"
 )
 
 // WithTxAdvisoryLock calls f in a transaction that has the lock until it ends
@@ -34,7 +36,7 @@ func (p *PGAdmin) WithTxAdvisoryLock(ctx context.Context, id int64, opts LockOpt
 		return err
 	}
 	if in {
-		defer p.gates.leave(id, opts.Shared)
+		defer p.gates.Leave(id, opts.Shared)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -57,9 +59,9 @@ var txSettings = []string{"statement_timeout", "lock_timeout", "default_transact
 func inTx(query string) request {
 	var keep, reset, restore []string
 	for _, name := range txSettings {
-		keep = append(keep, setConfig("baldur."+name, currentSetting(name)))
-		reset = append(reset, setConfig(name, "NULL"))
-		restore = append(restore, setConfig(name, currentSetting("baldur."+name)))
+		keep = append(keep, pgsql.SetConfig("baldur."+name, pgsql.CurrentSetting(name)))
+		reset = append(reset, pgsql.SetConfig(name, "NULL"))
+		restore = append(restore, pgsql.SetConfig(name, pgsql.CurrentSetting("baldur."+name)))
 	}
 	return request{
 		before: []string{"SELECT " + strings.Join(keep, ", "), "SELECT " + strings.Join(reset, ", ")},
@@ -74,7 +76,7 @@ func (w *lockWait) beginLocked(ctx context.Context, cancel func(), key lockKey, 
 	stop := context.AfterFunc(w.limited, cancel)
 	query := "SELECT " + lockCall("pg_try_advisory_xact_lock", key)
 	for _, name := range []string{"lock_timeout", "transaction_isolation", "default_transaction_isolation", "transaction_read_only", "default_transaction_read_only"} {
-		query += ", " + currentSetting(name)
+		query += ", " + pgsql.CurrentSetting(name)
 	}
 	mode := ""
 	try := func(limited context.Context) (ok bool, lockTimeout string, err error) {

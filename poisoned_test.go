@@ -30,7 +30,7 @@ func TestPoisonedConnection(t *testing.T) {
 		return failed, last
 	}
 	if n, err := failures("postgres"); n != 3 {
-		t.Errorf("lib/pq alone: %d of 3 queries failed (%v), want 3: has lib/pq#1450 been mended? Then pqPoisoned can go", n, err)
+		t.Errorf("lib/pq alone: %d of 3 queries failed (%v), want 3: has lib/pq#1450 been mended? Then pqconn.Poisoned can go", n, err)
 	}
 	if n, err := failures(baldur.DriverName); n != 0 {
 		t.Errorf("%d of 3 queries failed: %v", n, err)

@@ -12,6 +12,7 @@ import (
 	"github.com/lib/pq"
 
 	"github.com/baldur-go/baldur/internal/lease"
+	"github.com/baldur-go/baldur/internal/pqconn"
 )
 
 // RequirePrimary makes sure that this process is the primary until tx ends, and
@@ -50,7 +51,7 @@ func (q *PGQuorum) RequirePrimary(ctx context.Context, tx *sql.Tx) (epoch int64,
 		return 0, err
 	}
 	g, err := guard(ctx, tx, table, q.isHolder(b.Term), q.cfg.idleTimeout)
-	code, _ := sqlState(err)
+	code, _ := pqconn.SQLState(err)
 	switch {
 	case err == nil && g.held:
 		return g.epoch(q, b.Epoch)
@@ -245,7 +246,7 @@ func commitError(err error) error {
 	if err == nil {
 		return nil
 	}
-	switch code, _ := sqlState(err); {
+	switch code, _ := pqconn.SQLState(err); {
 	case errors.Is(err, sql.ErrTxDone): // by f, or rolled back when ctx ended
 		return fmt.Errorf("baldur: InTx: the transaction had ended before its commit: %w", err)
 	case errors.Is(err, pq.ErrInFailedTransaction), err.Error() == pgxCommitRolledBack:
@@ -352,7 +353,7 @@ func (q *PGQuorum) sealOn(ctx context.Context, conn *sql.Conn, epoch int64) (tab
 	if err == nil {
 		err = tx.Commit()
 	}
-	again = hasState(err, "55P03") || // guarded transactions, for longer than a TTL
+	again = pqconn.HasState(err, "55P03") || // guarded transactions, for longer than a TTL
 		errors.Is(err, sql.ErrNoRows) || err == nil && !sealed && top <= epoch // the row that is in the way is newer than the snapshot
 	return t.name, top, again, err
 }

@@ -19,6 +19,8 @@ import (
 
 	"github.com/baldur-go/baldur/internal/hook"
 	"github.com/baldur-go/baldur/internal/lease"
+	"github.com/baldur-go/baldur/internal/pgsql"
+	"github.com/baldur-go/baldur/internal/pqconn"
 )
 
 // link is the connection that a quorum keeps: its own, made by the pool's connector beside the
@@ -36,15 +38,15 @@ type link struct {
 	t   *Tracker
 	cfg *quorumConfig
 
-	conn   *sql.Conn     // nil: not open
-	own    *sql.DB       // conn's
-	inner  driver.Conn   // its driver's own
-	pq     bool          // that is lib/pq's
-	sock   *socket       // nil: the driver dials by itself
-	pooler bool          // there is one, and the backend may change
-	listen bool          // LISTENs
-	proved bool          // the server's advisory locks lock
-	limit  time.Duration // of a request
+	conn   *sql.Conn      // nil: not open
+	own    *sql.DB        // conn's
+	inner  driver.Conn    // its driver's own
+	pq     bool           // that is lib/pq's
+	sock   *pqconn.Socket // nil: the driver dials by itself
+	pooler bool           // there is one, and the backend may change
+	listen bool           // LISTENs
+	proved bool           // the server's advisory locks lock
+	limit  time.Duration  // of a request
 
 	pid       atomic.Int64              // of the server's process; 0: behind a pooler, or not known
 	table     atomic.Pointer[linkTable] // for everyone, and stays when the link is closed
@@ -108,7 +110,7 @@ func (l *link) connect(ctx context.Context, dial poolDialer) error {
 	}
 	err = l.conn.Raw(func(dc any) error {
 		l.sock, l.inner = c.sock, Unwrap(dc.(driver.Conn))
-		l.pq = isPQ(l.inner)
+		l.pq = pqconn.Is(l.inner)
 		if l.pq {
 			// A commit that waits for a synchronous standby, and is cancelled, comes
 			// with success and a warning: it may be lost in a failover.
@@ -143,7 +145,7 @@ func (l *link) dial(ctx context.Context, c *ownConnector) (*sql.Conn, error) {
 	if err == nil || ctx.Err() != nil {
 		return conn, err
 	}
-	code, _ := sqlState(err)
+	code, _ := pqconn.SQLState(err)
 	least := 1
 	if code != "53300" {
 		if first.Err() == nil || time.Since(l.madeRoom) < l.cfg.ttl {
@@ -151,7 +153,7 @@ func (l *link) dial(ctx context.Context, c *ownConnector) (*sql.Conn, error) {
 		}
 		least = 2 // a pooler's connection to the server may be the only one
 	}
-	if s, ok := l.t.pool(); !ok || s.idle < least {
+	if s, ok := l.t.pool(); !ok || s.Idle < least {
 		return nil, err
 	}
 	l.madeRoom = time.Now()
@@ -169,11 +171,11 @@ func (l *link) dial(ctx context.Context, c *ownConnector) (*sql.Conn, error) {
 type ownConnector struct {
 	poolDialer
 	drv  driver.Driver
-	sock *socket // of the last connection
+	sock *pqconn.Socket // of the last connection
 }
 
 type poolDialer interface {
-	dial(context.Context) (driver.Conn, *socket, error)
+	dial(context.Context) (driver.Conn, *pqconn.Socket, error)
 }
 
 func (c *ownConnector) Connect(ctx context.Context) (ci driver.Conn, err error) {
@@ -191,7 +193,7 @@ func (c *ownConnector) conn(ctx context.Context, own *sql.DB) (*sql.Conn, error)
 	}
 	command := "SELECT 1"
 	_ = conn.Raw(func(dc any) error {
-		if pqTxStatus(Unwrap(dc.(driver.Conn))) != 'I' {
+		if pqconn.TxStatus(Unwrap(dc.(driver.Conn))) != 'I' {
 			command = "ROLLBACK"
 		}
 		return nil
@@ -199,7 +201,7 @@ func (c *ownConnector) conn(ctx context.Context, own *sql.DB) (*sql.Conn, error)
 	if c.sock == nil {
 		_, err = conn.ExecContext(ctx, command)
 	} else {
-		stop := context.AfterFunc(ctx, c.sock.cut)
+		stop := context.AfterFunc(ctx, c.sock.Cut)
 		_, err = conn.ExecContext(context.WithoutCancel(ctx), command)
 		if !stop() {
 			err = errors.Join(context.Cause(ctx), err)
@@ -443,7 +445,7 @@ func (l *link) proveLocks(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if s, ok := l.t.pool(); otherErr != nil && l.pooler && ok && s.open == 0 { // in transaction mode one connection to the server is enough
+	if s, ok := l.t.pool(); otherErr != nil && l.pooler && ok && s.Open == 0 { // in transaction mode one connection to the server is enough
 		ctx, cancel := context.WithTimeout(hook.Own(ctx), soon)
 		defer cancel()
 		if err := other.QueryRowContext(ctx, "SELECT 1").Scan(new(int)); err != nil {
@@ -519,7 +521,7 @@ func (l *link) within(ctx context.Context, limit time.Duration, mode accessMode,
 		}
 		err := eachRow(ctx, l.conn, fmt.Sprintf("BEGIN ISOLATION LEVEL READ COMMITTED%s; SET LOCAL lock_timeout = %d; SET LOCAL statement_timeout = %d;"+
 			" SET LOCAL client_min_messages = warning; SET LOCAL jit = off; %s; COMMIT", access, wait, limitMS, statement), each)
-		status := pqTxStatus(l.inner)
+		status := pqconn.TxStatus(l.inner)
 		if err == nil && status != 'I' {
 			return fmt.Errorf("baldur: lease %q: the transaction has not ended: status %q", l.cfg.name, status)
 		}
@@ -546,7 +548,7 @@ func (l *link) inTx(ctx context.Context, wait, limit int64, mode accessMode, sta
 	err = tx.QueryRowContext(ctx, fmt.Sprintf("SELECT pg_catalog.set_config('lock_timeout'::pg_catalog.text, '%d'::pg_catalog.text, true),"+
 		" pg_catalog.set_config('statement_timeout'::pg_catalog.text, '%[2]d'::pg_catalog.text, true),"+
 		" pg_catalog.set_config('idle_in_transaction_session_timeout'::pg_catalog.text, '%[2]d'::pg_catalog.text, true),"+
-		" pg_catalog.set_config('jit'::pg_catalog.text, 'off'::pg_catalog.text, true), "+sqlFill(ifKnown("transaction_timeout", "'0'")), wait, limit)).
+		" pg_catalog.set_config('jit'::pg_catalog.text, 'off'::pg_catalog.text, true), "+sqlFill(pgsql.SetConfigIfKnown("transaction_timeout", "'0'")), wait, limit)).
 		Scan(new(string), new(string), new(string), new(string), new(sql.NullString))
 	if err != nil {
 		return err
@@ -593,7 +595,7 @@ func (l *link) run(ctx context.Context, f func(context.Context) error) error {
 		}
 		return l.failed(err)
 	}
-	stop := context.AfterFunc(ctx, l.sock.cut)
+	stop := context.AfterFunc(ctx, l.sock.Cut)
 	err := f(context.WithoutCancel(ctx))
 	if !stop() || ctx.Err() != nil { // cut, now or in a moment
 		err = errors.Join(context.Cause(ctx), err)
@@ -613,7 +615,7 @@ func (l *link) failed(err error) error {
 	if err == nil {
 		return nil
 	}
-	if code, _ := sqlState(err); code == "55P03" {
+	if code, _ := pqconn.SQLState(err); code == "55P03" {
 		return l.classify(err)
 	}
 	err = l.classify(err)
@@ -626,14 +628,14 @@ func (l *link) classify(err error) error {
 	if lease.IsRefusal(err) {
 		return err
 	}
-	if code, ok := sqlState(err); ok {
+	if code, ok := pqconn.SQLState(err); ok {
 		switch code[:2] {
 		case "08", "57", "58", "XX": // the connection, the server's end, its disk, its faults: was it before the commit?
 			return err
 		}
 		return lease.Refusal{Err: l.explain(err, code)}
 	}
-	if pqPoisoned(err) { // it was not sent
+	if pqconn.Poisoned(err) { // it was not sent
 		return lease.Refusal{Err: err}
 	}
 	if errors.Is(err, sql.ErrNoRows) {
@@ -642,19 +644,10 @@ func (l *link) classify(err error) error {
 	return err
 }
 
-// sqlState is the code of a server's answer, by lib/pq or by pgx.
-func sqlState(err error) (code string, ok bool) {
-	var e interface{ SQLState() string }
-	if errors.As(err, &e) && len(e.SQLState()) == 5 {
-		return e.SQLState(), true
-	}
-	return "", false
-}
-
 // Close gives the connection up.
 func (l *link) Close() {
 	if l.sock != nil {
-		l.sock.endBy(time.Now().Add(closeGrace)) // for pq's farewell
+		l.sock.EndBy(time.Now().Add(closeGrace)) // for pq's farewell
 	}
 	if l.conn != nil {
 		_ = l.conn.Close()
@@ -714,7 +707,7 @@ func (l *link) pause(d time.Duration, unless func() bool) bool {
 
 // awaitBell waits for something to read, and tells whether there is.
 func (l *link) awaitBell(d time.Duration, unless func() bool) bool {
-	if pqBuffered(l.inner) > 0 {
+	if pqconn.Buffered(l.inner) > 0 {
 		return true // pq has read more than the last reply
 	}
 	sc, ok := l.sock.Conn.(syscall.Conn)

@@ -11,6 +11,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/baldur-go/baldur/internal/hook"
+	"github.com/baldur-go/baldur/internal/pgsql"
+	"github.com/baldur-go/baldur/internal/pqconn"
 )
 
 // The lease table. What version it is shows in its columns and indexes. The comment,
@@ -177,18 +179,18 @@ func (spec *tableSpec) move(ctx context.Context, conn *sql.Conn, to [2]string) e
 	if err := noneLive(ctx, tx, t.name); err != nil {
 		return err
 	}
-	parts, err := splitIdentifier(t.quoted)
+	parts, err := pgsql.SplitIdentifier(t.quoted)
 	if err != nil {
 		return err
 	}
 	schema, name := parts[0], parts[1]
 	if schema != to[0] {
-		if _, err := tx.ExecContext(ctx, "ALTER TABLE "+t.name+" SET SCHEMA "+quoteASCII(to[0])); err != nil {
+		if _, err := tx.ExecContext(ctx, "ALTER TABLE "+t.name+" SET SCHEMA "+pgsql.QuoteIdentifier(to[0])); err != nil {
 			return err
 		}
 	}
 	if name != to[1] {
-		if _, err := tx.ExecContext(ctx, "ALTER TABLE "+quoteASCII(to[0])+"."+quoteASCII(name)+" RENAME TO "+quoteASCII(to[1])); err != nil {
+		if _, err := tx.ExecContext(ctx, "ALTER TABLE "+pgsql.QuoteIdentifier(to[0])+"."+pgsql.QuoteIdentifier(name)+" RENAME TO "+pgsql.QuoteIdentifier(to[1])); err != nil {
 			return err
 		}
 	}
@@ -213,13 +215,13 @@ func noneLive(ctx context.Context, tx *sql.Tx, table string) error {
 
 // parseLeaseTable reads a name of WithLeaseTable's.
 func parseLeaseTable(name string) (table [2]string, err error) {
-	parts, err := splitIdentifier(name)
+	parts, err := pgsql.SplitIdentifier(name)
 	switch {
 	case err != nil:
 	case len(parts) != 2 || parts[0] == "" || parts[1] == "":
 		err = errors.New(`it must have a schema, as "ops.baldur_lease"`)
-	case len(parts[0]) > maxIdentifier || len(parts[1]) > maxIdentifier:
-		err = fmt.Errorf("a part of it has more than the %d bytes that PostgreSQL takes", maxIdentifier)
+	case len(parts[0]) > pgsql.MaxIdentifier || len(parts[1]) > pgsql.MaxIdentifier:
+		err = fmt.Errorf("a part of it has more than the %d bytes that PostgreSQL takes", pgsql.MaxIdentifier)
 	case strings.HasPrefix(parts[0], "pg_") || parts[0] == "information_schema":
 		err = errors.New("that schema is PostgreSQL's own")
 	}
@@ -247,8 +249,8 @@ func onCleanConn(ctx context.Context, db *sql.DB, f func(context.Context, *sql.C
 		conn, err = c.conn(soon, own)
 		cancel()
 		if err == nil && c.sock != nil {
-			defer context.AfterFunc(ctx, c.sock.cut)()
-			defer func() { c.sock.endBy(time.Now().Add(closeGrace)) }() // for pq's farewell
+			defer context.AfterFunc(ctx, c.sock.Cut)()
+			defer func() { c.sock.EndBy(time.Now().Add(closeGrace)) }() // for pq's farewell
 		}
 	}
 	if err != nil {
@@ -274,7 +276,7 @@ const migrateTimeout = time.Minute
 func (spec *tableSpec) migrate(ctx context.Context, conn *sql.Conn, limit time.Duration, asked bool) (err error) {
 	for range 10 {
 		err = spec.migrateOnce(ctx, conn, limit, asked)
-		if !hasState(err, "23505", "42P07", "42710", "40P01") || ctx.Err() != nil {
+		if !pqconn.HasState(err, "23505", "42P07", "42710", "40P01") || ctx.Err() != nil {
 			break
 		}
 	}
@@ -329,7 +331,7 @@ func beginChange(ctx context.Context, conn *sql.Conn, limit time.Duration) (*sql
 		fmt.Sprintf("SET LOCAL lock_timeout = %d", max(1, (limit*4/5).Milliseconds())),
 		fmt.Sprintf("SET LOCAL statement_timeout = %d", (limit + serverGrace).Milliseconds()),
 		fmt.Sprintf("SET LOCAL idle_in_transaction_session_timeout = %d", (limit + serverGrace).Milliseconds()),
-		"SET LOCAL default_tablespace = ''", "SET LOCAL default_table_access_method = heap", sqlFill("SELECT " + sqlDurable + ", " + ifKnown("transaction_timeout", "'0'")),
+		"SET LOCAL default_tablespace = ''", "SET LOCAL default_table_access_method = heap", sqlFill("SELECT " + sqlDurable + ", " + pgsql.SetConfigIfKnown("transaction_timeout", "'0'")),
 	} {
 		if _, err := tx.ExecContext(ctx, set); err != nil {
 			_ = tx.Rollback()
@@ -358,9 +360,9 @@ func (spec *tableSpec) findIn(ctx context.Context, tx *sql.Tx, asked bool) (*fou
 func (spec *tableSpec) indexName() string {
 	const suffix = "_fence"
 	name := spec.table
-	for len(name) > maxIdentifier-len(suffix) {
+	for len(name) > pgsql.MaxIdentifier-len(suffix) {
 		_, size := utf8.DecodeLastRuneInString(name)
 		name = name[:len(name)-size]
 	}
-	return quoteASCII(name + suffix)
+	return pgsql.QuoteIdentifier(name + suffix)
 }

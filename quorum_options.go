@@ -10,6 +10,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/baldur-go/baldur/internal/lease"
+	"github.com/baldur-go/baldur/internal/pgsql"
 )
 
 // What a lease has without options.
@@ -214,8 +215,8 @@ func (c *quorumConfig) check() error {
 		if err := checkName("role (WithLeaseOwner)", role); err != nil {
 			return err
 		}
-		if len(role) > maxIdentifier {
-			return fmt.Errorf("role (WithLeaseOwner) has %d bytes; PostgreSQL's names have at most %d", len(role), maxIdentifier)
+		if len(role) > pgsql.MaxIdentifier {
+			return fmt.Errorf("role (WithLeaseOwner) has %d bytes; PostgreSQL's names have at most %d", len(role), pgsql.MaxIdentifier)
 		}
 	}
 	if err := checkName("region", c.region); err != nil {

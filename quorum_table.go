@@ -14,6 +14,7 @@ import (
 	"github.com/lib/pq"
 
 	"github.com/baldur-go/baldur/internal/hook"
+	"github.com/baldur-go/baldur/internal/pgsql"
 )
 
 // Which table holds the leases, or the sealed epochs, of a database, and whether
@@ -130,7 +131,7 @@ func (spec *tableSpec) choose(found []foundTable, known int64) (*foundTable, err
 
 // newName is the name, quoted, of a table that is to be made.
 func (spec *tableSpec) newName() string {
-	return quoteASCII(cmp.Or(spec.schema, defaultSchema)) + "." + quoteASCII(spec.table)
+	return pgsql.QuoteIdentifier(cmp.Or(spec.schema, defaultSchema)) + "." + pgsql.QuoteIdentifier(spec.table)
 }
 
 // String is that name as people write it.
@@ -345,12 +346,12 @@ func plainIdentifier(quoted string) string {
 	if strings.IndexFunc(quoted, func(r rune) bool { return r >= utf8.RuneSelf }) < 0 {
 		return quoted
 	}
-	parts, err := splitIdentifier(quoted)
+	parts, err := pgsql.SplitIdentifier(quoted)
 	if err != nil {
 		return quoted
 	}
 	for i, p := range parts {
-		parts[i] = quoteASCII(p)
+		parts[i] = pgsql.QuoteIdentifier(p)
 	}
 	return strings.Join(parts, ".")
 }

@@ -8,6 +8,8 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/baldur-go/baldur/internal/clock"
+	"github.com/baldur-go/baldur/internal/pqconn"
 	"github.com/baldur-go/baldur/internal/stack"
 	"github.com/baldur-go/baldur/internal/text"
 )
@@ -52,15 +54,15 @@ func (k kind) public() Kind {
 type record struct {
 	act   word   // coarse time of the last use << flagBits | flags
 	flags uint64 // the writer's copy of the flags in act
-	clk   *clock
+	clk   *clock.Clock
 	told  atomic.Bool // leak is set
 
 	t       *Tracker
 	id      int64
-	index   int         // in t.records, under its lock; -1: removed
-	pid     int         // the server's backend, 0: unknown
-	sock    *socket     // the connection's socket where we dialled it, else nil
-	inner   driver.Conn // the driver's own, below all wrappers
+	index   int            // in t.records, under its lock; -1: removed
+	pid     int            // the server's backend, 0: unknown
+	sock    *pqconn.Socket // the connection's socket where we dialled it, else nil
+	inner   driver.Conn    // the driver's own, below all wrappers
 	cut     atomic.Bool
 	rowsNow int // open Rows; of the writer
 
@@ -101,7 +103,7 @@ func (r *record) take(ctx context.Context) {
 	if hook := r.t.cfg.spanContext; hook != nil {
 		span = guardedSpan(hook, ctx)
 	}
-	ms, g, now := r.clk.coarse(), stack.CurrentG(), r.clk.now()
+	ms, g, now := r.clk.Coarse(), stack.CurrentG(), r.clk.Now()
 	r.mu.Lock()
 	r.holds.count(r.site, &r.t.holds)
 	r.seq++
@@ -128,7 +130,7 @@ func (r *record) give() {
 	r.flags, r.rowsNow = 0, 0
 	r.act.set(0)
 	if r.site != nil && Capture(r.t.capture.Load()) == CaptureFull {
-		r.holds.ended.set(uint64(max(1, r.clk.now()-r.start)))
+		r.holds.ended.set(uint64(max(1, r.clk.Now()-r.start)))
 	}
 	// told may be missed when a report sets it at this very moment (the store
 	// above is a plain one): leak.returned sees to that.
@@ -139,7 +141,7 @@ func (r *record) give() {
 			r.query = ""
 		}
 		if r.leak != nil {
-			r.leak.held.Store(int64(max(1, r.clk.now()-r.start)))
+			r.leak.held.Store(int64(max(1, r.clk.Now()-r.start)))
 			r.leak = nil
 			r.told.Store(false)
 		}
@@ -240,7 +242,7 @@ func (r *record) endClose() {
 // not start the clock, which nothing here waits for.
 func (r *record) closing() {
 	r.flags |= flagInCall | flagClosing
-	r.act.set(uint64(r.clk.now().Milliseconds())<<flagBits | r.flags)
+	r.act.set(uint64(r.clk.Now().Milliseconds())<<flagBits | r.flags)
 }
 
 // unwrapped notes that the driver's own connection is handed out, the use of
@@ -257,12 +259,12 @@ func (r *record) unwrapped() {
 }
 
 // touch publishes the flags with the coarse time.
-func (r *record) touch() { r.act.set(uint64(r.clk.coarse())<<flagBits | r.flags) }
+func (r *record) touch() { r.act.set(uint64(r.clk.Coarse())<<flagBits | r.flags) }
 
 // beginRow and endRow are begin and end for the reading of a row, which is to
 // cost next to nothing: one load and one plain store each (see word).
-func (r *record) beginRow() { r.act.set(uint64(r.clk.coarse())<<flagBits | r.flags | flagInCall) }
-func (r *record) endRow()   { r.act.set(uint64(r.clk.coarse())<<flagBits | r.flags) }
+func (r *record) beginRow() { r.act.set(uint64(r.clk.Coarse())<<flagBits | r.flags | flagInCall) }
+func (r *record) endRow()   { r.act.set(uint64(r.clk.Coarse())<<flagBits | r.flags) }
 
 // openRows and closeRows count the open Rows, within a call.
 func (r *record) openRows() {
@@ -349,7 +351,7 @@ func (r *record) sweep(now, grace time.Duration) (busy bool) {
 	began := time.Duration(act>>flagBits) * time.Millisecond
 	due := act&flagClosing != 0 && now-began >= grace
 	if act&flagDraining != 0 {
-		switch n := r.sock.reads.Load(); {
+		switch n := r.sock.Reads(); {
 		case r.heard < began:
 			r.reads, r.heard = n, began
 		case n != r.reads:
@@ -367,7 +369,7 @@ func (r *record) sweep(now, grace time.Duration) (busy bool) {
 	}
 	if due && !r.cut.Load() {
 		r.cut.Store(true)
-		r.sock.cut()
+		r.sock.Cut()
 	}
 	return true
 }

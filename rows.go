@@ -5,6 +5,8 @@ import (
 	"database/sql/driver"
 	"io"
 	"reflect"
+
+	"github.com/baldur-go/baldur/internal/pqconn"
 )
 
 var (
@@ -101,9 +103,9 @@ func (r *rows) Close() error {
 	c.rec.resume(r.ctx)
 	defer c.rec.end()
 	var err error
-	if sock := c.rec.sock; r.stmt && sock.outlives(r.ctx) {
+	if sock := c.rec.sock; r.stmt && sock.Outlives(r.ctx) {
 		inner := r.inner // which recycleRows replaces
-		_, err = untilCut(sock, func() (struct{}, error) { return struct{}{}, inner.Close() })
+		_, err = pqconn.UntilCut(sock, func() (struct{}, error) { return struct{}{}, inner.Close() })
 	} else {
 		err = r.inner.Close()
 	}

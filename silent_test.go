@@ -152,7 +152,7 @@ func TestSilentNetworkBare(t *testing.T) {
 	}()
 	select {
 	case err := <-returned:
-		t.Errorf("lib/pq returned (%v): has lib/pq#620 been mended? Then socket.go can go", err)
+		t.Errorf("lib/pq returned (%v): has lib/pq#620 been mended? Then pqconn.Socket can go", err)
 	case <-time.After(2 * (deadline + grace)):
 	}
 	proxy.Cut() // ends the call

@@ -3,6 +3,8 @@ package baldur
 import (
 	"database/sql"
 	"time"
+
+	"github.com/baldur-go/baldur/internal/sqlpool"
 )
 
 // PoolHealthStatus is a pool's health in a word.
@@ -126,15 +128,15 @@ func (t *Tracker) Stats() PoolStats {
 	return t.stats(s, ok)
 }
 
-func (t *Tracker) stats(s poolState, ok bool) PoolStats {
+func (t *Tracker) stats(s sqlpool.State, ok bool) PoolStats {
 	st := PoolStats{PoolName: t.PoolName(), MaxConnections: -1, ActiveConnections: -1, AvailableConnections: -1, WaitingRequests: -1, CheckedAt: time.Now()}
 	if !ok {
 		return st
 	}
-	st.MaxConnections, st.ActiveConnections, st.WaitingRequests = s.maxOpen, s.inUse(), s.waiting
-	st.AvailableConnections = s.idle
-	if s.maxOpen > 0 {
-		st.AvailableConnections = max(0, s.maxOpen-s.inUse())
+	st.MaxConnections, st.ActiveConnections, st.WaitingRequests = s.MaxOpen, s.InUse(), s.Waiting
+	st.AvailableConnections = s.Idle
+	if s.MaxOpen > 0 {
+		st.AvailableConnections = max(0, s.MaxOpen-s.InUse())
 	}
 	return st
 }
@@ -149,7 +151,7 @@ func (t *Tracker) DBStats() (stats sql.DBStats, ok bool) {
 	if db == nil || shared {
 		return stats, false
 	}
-	return aside(db.Stats)
+	return sqlpool.Stats(db)
 }
 
 // LeaksTotal is the number of checkouts that a report, of whatever kind, has
@@ -165,7 +167,7 @@ func (t *Tracker) PoolInfo() PoolInfo {
 	info := PoolInfo{PoolType: "database/sql", PoolSize: st.MaxConnections, CheckedIn: -1, CheckedOut: st.ActiveConnections,
 		TotalCapacity: st.MaxConnections, Available: st.AvailableConnections, PoolExhausted: st.IsExhausted()}
 	if ok {
-		info.CheckedIn = s.idle
+		info.CheckedIn = s.Idle
 	}
 	return info
 }

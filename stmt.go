@@ -3,6 +3,8 @@ package baldur
 import (
 	"context"
 	"database/sql/driver"
+
+	"github.com/baldur-go/baldur/internal/pqconn"
 )
 
 var (
@@ -86,8 +88,8 @@ func (s *stmt) Query(args []driver.Value) (driver.Rows, error) {
 func (s *stmt) ExecContext(ctx context.Context, args []driver.NamedValue) (res driver.Result, err error) {
 	s.c.rec.begin(ctx, kindStmt, s.query)
 	defer s.c.rec.end()
-	if sock := s.c.rec.sock; s.execCtx != nil && sock.outlives(ctx) {
-		res, err = untilCut(sock, func() (driver.Result, error) { return s.execCtx.ExecContext(ctx, args) })
+	if sock := s.c.rec.sock; s.execCtx != nil && sock.Outlives(ctx) {
+		res, err = pqconn.UntilCut(sock, func() (driver.Result, error) { return s.execCtx.ExecContext(ctx, args) })
 	} else if s.execCtx != nil {
 		res, err = s.execCtx.ExecContext(ctx, args)
 	} else if values, e := plainValues(ctx, args); e != nil {
@@ -104,8 +106,8 @@ func (s *stmt) ExecContext(ctx context.Context, args []driver.NamedValue) (res d
 func (s *stmt) QueryContext(ctx context.Context, args []driver.NamedValue) (rs driver.Rows, err error) {
 	s.c.rec.begin(ctx, kindStmt, s.query)
 	defer s.c.rec.end()
-	if sock := s.c.rec.sock; s.qryCtx != nil && sock.outlives(ctx) {
-		rs, err = untilCut(sock, func() (driver.Rows, error) { return s.qryCtx.QueryContext(ctx, args) })
+	if sock := s.c.rec.sock; s.qryCtx != nil && sock.Outlives(ctx) {
+		rs, err = pqconn.UntilCut(sock, func() (driver.Rows, error) { return s.qryCtx.QueryContext(ctx, args) })
 	} else if s.qryCtx != nil {
 		rs, err = s.qryCtx.QueryContext(ctx, args)
 	} else if values, e := plainValues(ctx, args); e != nil {

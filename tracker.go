@@ -16,6 +16,9 @@ import (
 	"time"
 	"weak"
 
+	"github.com/baldur-go/baldur/internal/clock"
+	"github.com/baldur-go/baldur/internal/pqconn"
+	"github.com/baldur-go/baldur/internal/sqlpool"
 	"github.com/baldur-go/baldur/internal/stack"
 )
 
@@ -24,7 +27,7 @@ import (
 // connection, and none stops the program.
 type Tracker struct {
 	cfg     *config
-	clk     *clock
+	clk     *clock.Clock
 	sites   *siteCache
 	dialing atomic.Int32 // Connect calls in flight
 	capture atomic.Int32 // a Capture
@@ -58,7 +61,7 @@ func newTracker(cfg *config) *Tracker {
 	t.name.Store(&cfg.poolName)
 	t.capture.Store(int32(cfg.capture))
 	tick := min(100*time.Millisecond, max(time.Millisecond, min(cfg.leakThreshold, cfg.cancelGrace)/10))
-	t.clk = newClock(tick, t.sweep)
+	t.clk = clock.New(tick, t.sweep)
 	return t
 }
 
@@ -134,7 +137,7 @@ func (t *Tracker) close() {
 	}
 	empty := len(t.records) == 0
 	t.mu.Unlock()
-	t.clk.stop()
+	t.clk.Stop()
 	if empty { // else remove does it
 		t.unregister()
 	}
@@ -173,9 +176,9 @@ func (t *Tracker) isClosedLocked() bool {
 
 // add makes the record of a new connection. Its dialling began before the pool
 // was closed, or after, for a second pool on the connector.
-func (t *Tracker) add(inner driver.Conn, sock *socket, afterClose bool) *record {
+func (t *Tracker) add(inner driver.Conn, sock *pqconn.Socket, afterClose bool) *record {
 	defer t.announce()
-	r := &record{t: t, clk: t.clk, inner: inner, pid: pqPID(inner), sock: sock, hideText: !t.cfg.queryText}
+	r := &record{t: t, clk: t.clk, inner: inner, pid: pqconn.PID(inner), sock: sock, hideText: !t.cfg.queryText}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.lastID++
@@ -183,7 +186,7 @@ func (t *Tracker) add(inner driver.Conn, sock *socket, afterClose bool) *record 
 	if len(t.records) == 0 { // rarely more than once
 		if afterClose && t.isClosedLocked() {
 			t.closed = make(chan struct{})
-			t.clk.reopen()
+			t.clk.Reopen()
 		}
 		t.register()
 	}
@@ -220,7 +223,7 @@ func (t *Tracker) list() []*record {
 
 // sweep is called at each tick of the clock while there is work.
 func (t *Tracker) sweep() (busy bool) {
-	now := t.clk.kernel()
+	now := t.clk.Kernel()
 	for _, r := range t.list() {
 		if r.sweep(now, t.cfg.cancelGrace) {
 			busy = true
@@ -236,7 +239,7 @@ func (t *Tracker) PoolName() string { return *t.name.Load() }
 // longest held first.
 func (t *Tracker) Holders() []ConnectionInfo {
 	snapshots, _ := t.snapshots(math.MaxInt64)
-	now := t.clk.kernel()
+	now := t.clk.Kernel()
 	var infos []ConnectionInfo
 	for _, s := range snapshots {
 		infos = append(infos, t.info(s, now))
@@ -261,14 +264,14 @@ func (t *Tracker) snapshots(until time.Duration) (snapshots []snapshot, all int)
 }
 
 // pool returns what database/sql knows of the pool.
-func (t *Tracker) pool() (poolState, bool) {
+func (t *Tracker) pool() (sqlpool.State, bool) {
 	t.mu.Lock()
 	db, shared := t.db, t.shared
 	t.mu.Unlock()
 	if db == nil || shared {
-		return poolState{}, false
+		return sqlpool.State{}, false
 	}
-	return readPool(db)
+	return sqlpool.Read(db)
 }
 
 // balance returns the pool's state, and how many connections are out of it that
@@ -279,7 +282,7 @@ func (t *Tracker) pool() (poolState, bool) {
 // after it has told. So a difference counts only if it is there at each of several
 // looks, and if there are connections that can be it: one that has been out once
 // is seen whenever it goes out again.
-func (t *Tracker) balance() (state poolState, ok bool, connecting, closing, unattributed int) {
+func (t *Tracker) balance() (state sqlpool.State, ok bool, connecting, closing, unattributed int) {
 	unattributed = -1
 	for i := range 4 {
 		if i > 0 {
@@ -288,7 +291,7 @@ func (t *Tracker) balance() (state poolState, ok bool, connecting, closing, unat
 		if state, ok = t.pool(); !ok {
 			return state, false, int(t.dialing.Load()), closing, -1
 		}
-		connecting = state.pending + int(t.dialing.Load())
+		connecting = state.Pending + int(t.dialing.Load())
 		tracked := 0
 		closing = 0 // those that have left the pool for that
 		for _, r := range t.list() {
@@ -299,7 +302,7 @@ func (t *Tracker) balance() (state poolState, ok bool, connecting, closing, unat
 				closing++
 			}
 		}
-		n := max(0, state.inUse()-connecting-tracked-closing)
+		n := max(0, state.InUse()-connecting-tracked-closing)
 		if n > 0 {
 			n = min(n, t.neverOut())
 		}
@@ -336,7 +339,7 @@ func (t *Tracker) Report() LeakReport {
 // report also returns the suspected leaks, in the order of SuspectedLeaks.
 func (t *Tracker) report() (LeakReport, []*leak) {
 	state, ok, connecting, closing, unattributed := t.balance()
-	now := t.clk.kernel()
+	now := t.clk.Kernel()
 	snapshots, tracked := t.snapshots(now - t.cfg.leakThreshold)
 	stats := t.stats(state, ok)
 	report := LeakReport{
@@ -392,7 +395,7 @@ func (t *Tracker) openStatements() (all []OpenStatements) {
 // for the threshold. The coarse time of a use is early by up to a tick, so a tick more.
 // Both times are the kernel's: the counter can make a checkout only later than that.
 func (t *Tracker) suspected(s snapshot, now time.Duration) bool {
-	return s.label == "" && s.flags&(flagInCall|flagUnwrapped) == 0 && now-s.used >= t.cfg.leakThreshold+t.clk.tick
+	return s.label == "" && s.flags&(flagInCall|flagUnwrapped) == 0 && now-s.used >= t.cfg.leakThreshold+t.clk.Tick()
 }
 
 // settle calls OnConnectionReleased's functions for the reported leaks that are
@@ -516,7 +519,7 @@ func (l *leak) returned() (ConnectionInfo, bool) {
 			return l.info, false
 		}
 		// Missed by give, for which see there: it was just now, or nearly.
-		l.held.CompareAndSwap(0, int64(max(1, l.rec.clk.now()-l.start)))
+		l.held.CompareAndSwap(0, int64(max(1, l.rec.clk.Now()-l.start)))
 	}
 	info := l.info
 	info.Held = time.Duration(l.held.Load())

@@ -1,13 +1,14 @@
 //go:build unix
 
-package baldur
+package pqconn
 
 import "syscall"
 
-const canLook = true
+// CanPeek tells whether Peek works here.
+const CanPeek = true
 
-// peek reads what has arrived, and leaves it there.
-func peek(rc syscall.RawConn, b []byte) (n int, hungUp bool, err error) {
+// Peek reads what has arrived, and leaves it there.
+func Peek(rc syscall.RawConn, b []byte) (n int, hungUp bool, err error) {
 	var e error
 	err = rc.Control(func(fd uintptr) {
 		n, _, e = syscall.Recvfrom(int(fd), b, syscall.MSG_PEEK|syscall.MSG_DONTWAIT)

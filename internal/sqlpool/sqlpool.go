@@ -1,4 +1,6 @@
-package baldur
+// Package sqlpool reads what database/sql knows of a pool, the number of waiting
+// goroutines included.
+package sqlpool
 
 import (
 	"context"
@@ -13,34 +15,34 @@ import (
 	"unsafe"
 )
 
-// poolState is what database/sql knows of a pool at one instant.
-type poolState struct {
-	open    int // connections, those to be dialled included
-	pending int // of them those whose dialling has not begun
-	idle    int // of them in the pool
-	maxOpen int // 0: unlimited
-	waiting int // goroutines in the queue; −1: unknown
+// State is what database/sql knows of a pool at one instant.
+type State struct {
+	Open    int // connections, including those that are yet to be dialled
+	Pending int // of those, not being dialled yet
+	Idle    int // of those, in the pool
+	MaxOpen int // 0: unlimited
+	Waiting int // goroutines in the queue; −1: unknown
 }
 
-func (s poolState) inUse() int { return s.open - s.idle }
+// InUse is the number of connections out of the pool, or being dialled.
+func (s State) InUse() int { return s.Open - s.Idle }
 
-// readPool returns the state of db; ok is false where it cannot be had at the
-// moment, as when a driver call blocks under database/sql's lock, which hangs
-// db.Stats as well.
+// Read returns the state of db. ok is false if it does not answer in time, as when
+// a driver call blocks under database/sql's lock, which hangs db.Stats as well.
 //
 // db.Stats does not tell how many goroutines wait. The queue is read by
-// reflection, with db's own lock held, and only after a self-test has found
-// that the fields are where and what they are thought to be; else waiting is
-// −1, and the rest comes from db.Stats.
-func readPool(db *sql.DB) (s poolState, ok bool) {
-	if peek := poolPeek(); peek != nil {
+// reflection, with db's own lock held, and only after a self-test has shown that
+// the fields are what they are thought to be. Otherwise Waiting is −1, and the
+// rest comes from db.Stats.
+func Read(db *sql.DB) (s State, ok bool) {
+	if peek := peek(); peek != nil {
 		return peek(db)
 	}
-	return statsOf(db)
+	return byStats(db)
 }
 
-// poolPeek returns the reader of the private fields, or nil.
-var poolPeek = sync.OnceValue(func() func(*sql.DB) (poolState, bool) {
+// peek returns the reader of the private fields, or nil.
+var peek = sync.OnceValue(func() func(*sql.DB) (State, bool) {
 	peek := findPoolFields()
 	if peek == nil || !testPeek(peek) {
 		return nil
@@ -50,7 +52,7 @@ var poolPeek = sync.OnceValue(func() func(*sql.DB) (poolState, bool) {
 
 // findPoolFields returns a reader of sql.DB's fields by their names and types in
 // Go 1.23 to 1.27, or nil if they are not those.
-func findPoolFields() func(*sql.DB) (poolState, bool) {
+func findPoolFields() func(*sql.DB) (State, bool) {
 	t := reflect.TypeFor[sql.DB]()
 	offset := func(t reflect.Type, name string, is func(reflect.Type) bool) (uintptr, reflect.Type, bool) {
 		f, ok := t.FieldByName(name)
@@ -73,29 +75,29 @@ func findPoolFields() func(*sql.DB) (poolState, bool) {
 		return nil
 	}
 	length := func(p unsafe.Pointer) int { return len(*(*[]struct{})(p)) } // len of any slice: the header's second word
-	return func(db *sql.DB) (poolState, bool) {
+	return func(db *sql.DB) (State, bool) {
 		p := unsafe.Pointer(db)
 		lock := (*sync.Mutex)(unsafe.Add(p, mu))
-		read := func() poolState {
+		read := func() State {
 			defer lock.Unlock()
-			return poolState{
-				open:    *(*int)(unsafe.Add(p, open)),
-				pending: len(*(*chan struct{})(unsafe.Add(p, opener))),
-				idle:    length(unsafe.Add(p, free)),
-				maxOpen: max(0, *(*int)(unsafe.Add(p, maxOpen))),
-				waiting: length(unsafe.Add(p, set+queue)),
+			return State{
+				Open:    *(*int)(unsafe.Add(p, open)),
+				Pending: len(*(*chan struct{})(unsafe.Add(p, opener))),
+				Idle:    length(unsafe.Add(p, free)),
+				MaxOpen: max(0, *(*int)(unsafe.Add(p, maxOpen))),
+				Waiting: length(unsafe.Add(p, set+queue)),
 			}
 		}
 		if lock.TryLock() {
 			return read(), true
 		}
-		return aside(func() poolState { lock.Lock(); return read() })
+		return aside(func() State { lock.Lock(); return read() })
 	}
 }
 
 // testPeek compares peek with the truth on a pool of its own: one connection
 // out, one waiter; one idle, no waiter.
-func testPeek(peek func(*sql.DB) (poolState, bool)) bool {
+func testPeek(peek func(*sql.DB) (State, bool)) bool {
 	db := sql.OpenDB(nullConnector{})
 	defer db.Close()
 	db.SetMaxOpenConns(1)
@@ -117,11 +119,11 @@ func testPeek(peek func(*sql.DB) (poolState, bool)) bool {
 		runtime.Gosched()
 	}
 	s, ok := peek(db)
-	good := ok && s == poolState{open: 1, idle: 0, maxOpen: 1, waiting: 1}
+	good := ok && s == State{Open: 1, Idle: 0, MaxOpen: 1, Waiting: 1}
 	_ = held.Close()
 	<-waiter
 	s, ok = peek(db)
-	return good && ok && s == poolState{open: 1, idle: 1, maxOpen: 1, waiting: 0}
+	return good && ok && s == State{Open: 1, Idle: 1, MaxOpen: 1, Waiting: 0}
 }
 
 type nullConnector struct{}
@@ -135,18 +137,21 @@ func (nullConn) Prepare(string) (driver.Stmt, error)               { return nil,
 func (nullConn) Begin() (driver.Tx, error)                         { return nil, errNull }
 func (nullConn) Close() error                                      { return nil }
 
-// statsOf is readPool by db.Stats.
-func statsOf(db *sql.DB) (poolState, bool) {
-	return aside(func() poolState {
+// Stats is db.Stats, but gives up after 100 ms.
+func Stats(db *sql.DB) (sql.DBStats, bool) { return aside(db.Stats) }
+
+// byStats is Read without the private fields.
+func byStats(db *sql.DB) (State, bool) {
+	return aside(func() State {
 		st := db.Stats()
-		return poolState{open: st.OpenConnections, idle: st.Idle, maxOpen: st.MaxOpenConnections, waiting: -1}
+		return State{Open: st.OpenConnections, Idle: st.Idle, MaxOpen: st.MaxOpenConnections, Waiting: -1}
 	})
 }
 
-var asides atomic.Int32 // that have not returned
+var asides atomic.Int32 // goroutines that have not returned
 
-// aside calls read, which waits for db's lock, and gives up after 100 ms. At
-// most 8 calls that hang are left behind in the program.
+// aside calls read, which waits for db's lock, on a goroutine of its own, and gives
+// up after 100 ms. At most 8 goroutines that hang are left behind in a program.
 func aside[T any](read func() T) (s T, ok bool) {
 	if asides.Add(1) > 8 {
 		asides.Add(-1)

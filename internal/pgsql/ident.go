@@ -1,4 +1,5 @@
-package baldur
+// Package pgsql makes text of SQL: identifiers and settings.
+package pgsql
 
 import (
 	"fmt"
@@ -8,14 +9,14 @@ import (
 	"github.com/lib/pq"
 )
 
-// maxIdentifier is NAMEDATALEN-1: PostgreSQL cuts longer names, and so could
-// find another table (the manual's 4.1.1).
-const maxIdentifier = 63
+// MaxIdentifier is NAMEDATALEN-1. PostgreSQL cuts longer names, and could so find
+// another table (the manual's 4.1.1).
+const MaxIdentifier = 63
 
-// quoteTable quotes the name of a table, or of a schema and a table, as
-// [PGAdmin.ExecuteAggregateQuery] takes it.
-func quoteTable(name string) (string, error) {
-	parts, err := splitIdentifier(name)
+// QuoteTable quotes the name of a table, or of a schema and a table, written as
+// SplitIdentifier takes it.
+func QuoteTable(name string) (string, error) {
+	parts, err := SplitIdentifier(name)
 	switch {
 	case err != nil:
 		return "", fmt.Errorf("baldur: table name %.80q: %w", name, err)
@@ -26,17 +27,17 @@ func quoteTable(name string) (string, error) {
 		switch {
 		case p == "":
 			return "", fmt.Errorf("baldur: table name %.80q: a part of it is empty", name)
-		case len(p) > maxIdentifier:
-			return "", fmt.Errorf("baldur: table name %.80q: a part of it has %d bytes; PostgreSQL takes %d", name, len(p), maxIdentifier)
+		case len(p) > MaxIdentifier:
+			return "", fmt.Errorf("baldur: table name %.80q: a part of it has %d bytes; PostgreSQL takes %d", name, len(p), MaxIdentifier)
 		}
-		parts[i] = quoteASCII(p)
+		parts[i] = QuoteIdentifier(p)
 	}
 	return strings.Join(parts, "."), nil
 }
 
-// quoteASCII quotes an identifier in ASCII, which means the same whatever the
+// QuoteIdentifier quotes an identifier in ASCII, which means the same whatever the
 // session's client_encoding is (the manual's 4.1.1).
-func quoteASCII(name string) string {
+func QuoteIdentifier(name string) string {
 	quoted := pq.QuoteIdentifier(name)
 	var b strings.Builder
 	for _, r := range strings.ReplaceAll(quoted, `\`, `\\`) {
@@ -52,9 +53,9 @@ func quoteASCII(name string) string {
 	return "U&" + b.String()
 }
 
-// splitIdentifier splits a name at its dots. A part in double quotes is as SQL
-// has it; another one is as it is.
-func splitIdentifier(name string) ([]string, error) {
+// SplitIdentifier splits a name at its dots. A part in double quotes is read as SQL
+// reads it; any other is taken as it stands.
+func SplitIdentifier(name string) ([]string, error) {
 	switch {
 	case name == "":
 		return nil, fmt.Errorf("it is empty")

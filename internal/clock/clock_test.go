@@ -1,4 +1,4 @@
-package baldur
+package clock
 
 import (
 	"math"
@@ -157,9 +157,9 @@ func TestClockByCounter(t *testing.T) {
 		t.Skip("the kernel does not keep its time by the counter here")
 	}
 	const tick = 20 * time.Millisecond
-	c := newClock(tick, func() bool { return true })
-	defer c.stop()
-	c.coarse()
+	c := New(tick, func() bool { return true })
+	defer c.Stop()
+	c.Coarse()
 	for c.seg.Load() == nil {
 		runtime.Gosched() // until two looks have agreed; the test's deadline ends it
 	}
@@ -169,13 +169,13 @@ func TestClockByCounter(t *testing.T) {
 	for range 4 {
 		all.Go(func() {
 			for last := time.Duration(0); byCounter.Load() < n && !t.Failed(); {
-				before := c.kernel()
+				before := c.Kernel()
 				s := c.seg.Load()
-				got := c.now()
+				got := c.Now()
 				if s != nil && s == c.seg.Load() {
 					byCounter.Add(1)
 				}
-				if after := c.kernel(); got < before-tick/1000 || got > after+tick/1000 || got < last-tick/1000 {
+				if after := c.Kernel(); got < before-tick/1000 || got > after+tick/1000 || got < last-tick/1000 {
 					t.Errorf("%v, between %v and %v by the kernel, after %v", got, before, after, last)
 				}
 				last = got
@@ -191,11 +191,11 @@ func TestClockInBubble(t *testing.T) {
 		if tsc.Trusted(time.Now()) {
 			t.Error("the time of a bubble is taken for the kernel's")
 		}
-		c := newClock(100*time.Millisecond, func() bool { return true })
-		defer c.stop()
-		for c.coarse(); c.kernel() < 20*time.Second; time.Sleep(30 * time.Millisecond) {
-			if c.seg.Load() != nil || c.now() != c.kernel() {
-				t.Fatalf("%v, not %v", c.now(), c.kernel())
+		c := New(100*time.Millisecond, func() bool { return true })
+		defer c.Stop()
+		for c.Coarse(); c.Kernel() < 20*time.Second; time.Sleep(30 * time.Millisecond) {
+			if c.seg.Load() != nil || c.Now() != c.Kernel() {
+				t.Fatalf("%v, not %v", c.Now(), c.Kernel())
 			}
 		}
 	})
@@ -206,16 +206,16 @@ func TestClockEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const tick = 100 * time.Millisecond
 		var ticks atomic.Int64
-		c := newClock(tick, func() bool { ticks.Add(1); return false })
-		defer c.stop()
-		c.coarse()
+		c := New(tick, func() bool { ticks.Add(1); return false })
+		defer c.Stop()
+		c.Coarse()
 		c.mu.Lock()
 		wake := c.wake
 		c.mu.Unlock()
 		for range 10 * idleTicks {
 			time.Sleep(tick)
 			synctest.Wait()
-			if lag := c.kernel() - time.Duration(c.coarse())*time.Millisecond; lag < 0 || lag > tick {
+			if lag := c.Kernel() - time.Duration(c.Coarse())*time.Millisecond; lag < 0 || lag > tick {
 				t.Fatalf("the coarse time is %v late", lag)
 			}
 		}
@@ -233,7 +233,7 @@ func TestClockEnds(t *testing.T) {
 			t.Error("the clock ticks though nobody reads it")
 		}
 		c.mu.Unlock()
-		if c.coarse(); c.ms.Load() == 0 {
+		if c.Coarse(); c.ms.Load() == 0 {
 			t.Error("the clock does not start again")
 		}
 	})

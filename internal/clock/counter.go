@@ -1,27 +1,27 @@
-package baldur
+package clock
 
 import "time"
 
-// The exact time by the CPU's counter, which takes a third of what the kernel's
-// clock takes. It is used only where the kernel itself makes its clock of that
-// counter (see internal/tsc), and never believed for longer than a tick: the
-// clock's goroutine looks at counter and kernel at each tick, and where two
-// intervals in a row agree on the counter's rate it makes a segment, a line on
-// which the time runs until the next look.
+// The exact time by the CPU's counter costs a third of the kernel's clock. The
+// counter is used only where the kernel derives its own clock from it (see
+// internal/tsc), and never for longer than a tick. At each tick the clock's
+// goroutine reads counter and kernel. Where two intervals in a row agree on the
+// counter's rate it makes a segment: the line along which time runs until the
+// next look.
 //
-// So whatever the counter does, a time by a segment is at or after its look and
-// less than a tick later:
+// So whatever the counter does, a time by a segment lies between its look and a
+// tick later:
 //
-//   - a counter that jumps (the virtual machine has moved) leaves the segment,
-//     and the kernel is asked; or it stays inside, wrong by less than a tick;
-//   - one that stops or runs at another rate is wrong by less than the time since
-//     the look;
-//   - the next look finds it, and there is no segment until two intervals agree.
+//   - If the counter jumps (a virtual machine has moved) it leaves the segment, and
+//     the kernel is asked; or it stays inside, wrong by less than a tick.
+//   - If it stops or runs at another rate, it is wrong by less than the time since
+//     the look.
+//   - The next look notices, and makes no segment until two intervals agree again.
 //
-// A checkout's time and a hold can thus be wrong, if they are in the tick in which
-// the counter went wrong, by a tick (more if the next look is late, and the
-// counter stands still: so does the kernel's clock then). No verdict hangs on them (see suspected),
-// nor does the cutting of a silent call.
+// So the start of a checkout and a hold time can be wrong by a tick if they fall
+// into the tick in which the counter went wrong. (More if the next look is late
+// and the counter stands still; the kernel's clock then stands still too.) Neither
+// the verdict on a holder nor the cutting of a silent call depends on them.
 
 // A segment gives the time by the counter from one look to the next.
 type segment struct {
@@ -46,12 +46,13 @@ type counterTrack struct {
 	last  *segment // of the last look; may be nil
 }
 
-// How much the rates of two intervals may differ. The kernel slews its clock by
+// rateTolerance is how much the rates of two intervals may differ. The kernel slews its clock by
 // at most 500 ppm (man adjtimex).
 const rateTolerance = 1. / 2048
 
 // look notes what the counter and the clock were at one moment, and returns the
-// segment from there on, for span at most; nil if the counter is not believed.
+// segment that starts there and lasts for span at most; nil if the counter is not
+// to be believed.
 func (t *counterTrack) look(ticks uint64, now, span time.Duration) *segment {
 	before := *t
 	*t = counterTrack{ticks: ticks, time: now}
@@ -64,8 +65,8 @@ func (t *counterTrack) look(ticks uint64, now, span time.Duration) *segment {
 	if !possible || !same {
 		return nil
 	}
-	// The time does not go back from one segment to the next. What they start
-	// ahead does not add up, since each has the rate of the interval before.
+	// Time does not go back from one segment to the next. Their leads do not add
+	// up, since each runs at the rate of the interval before it.
 	start := now
 	if before.last != nil {
 		if end, ok := before.last.at(ticks); ok {
