@@ -12,17 +12,18 @@ import (
 // go one way: cmd, the exporters, baldur, internal packages, the standard library.
 // A package that is not listed may import none.
 var imports = map[string][]string{
-	"": {"github.com/lib/pq", "internal/clock", "internal/hook", "internal/lease", "internal/lockqueue", "internal/pgsql", "internal/pqconn", "internal/sqlpool",
+	"": {"github.com/lib/pq", "internal/clock", "internal/hook", "internal/lease", "internal/leasepg", "internal/lockqueue", "internal/pgsql", "internal/pqconn", "internal/sqlpool",
 		"internal/sqltext", "internal/stack", "internal/text"},
 	"baldurhttp":          {"", "internal/text", "github.com/google/pprof/profile"},
 	"baldurotel":          {"", "internal/hook", "internal/sqltext", "github.com/XSAM/otelsql", "go.opentelemetry.io/"},
 	"baldurprom":          {"", "github.com/prometheus/client_golang/prometheus"},
 	"baldurtest":          {"", "internal/text"},
-	"cmd/baldur":          {"", "cmd/baldur/internal/shop", "internal/pgserver", "github.com/lib/pq"},
+	"cmd/baldur":          {"", "cmd/baldur/internal/shop", "internal/leasepg", "internal/pgserver", "github.com/lib/pq"},
 	"examples/httpserver": {"", "baldurhttp", "baldurotel", "baldurprom", "internal/pgserver", "go.opentelemetry.io/", "github.com/prometheus/client_golang/"},
 
 	"internal/clock":           {"internal/tsc"},
 	"internal/leadershipmodel": {"internal/lease"},
+	"internal/leasepg":         {"internal/hook", "internal/lease", "internal/pgsql", "internal/pqconn", "internal/sqlpool", "github.com/lib/pq"},
 	"internal/pgserver":        {"github.com/lib/pq", "github.com/fergusstrange/embedded-postgres"},
 	"internal/pgsql":           {"github.com/lib/pq"},
 	"internal/stack/cgotest":   {"C"},

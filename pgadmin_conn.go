@@ -12,6 +12,7 @@ import (
 
 	"github.com/baldur-go/baldur/internal/pgsql"
 	"github.com/baldur-go/baldur/internal/pqconn"
+	"github.com/baldur-go/baldur/internal/sqlpool"
 )
 
 // How a PGAdmin comes by a connection of the pool, and asks it.
@@ -36,7 +37,7 @@ func takeClean(ctx context.Context, db *sql.DB) (*sql.Conn, error) {
 		if err = checkIdle(ctx, conn); err == nil {
 			return conn, nil
 		}
-		discard(conn)
+		sqlpool.Discard(conn)
 		if !errors.Is(err, errInTransaction) && !isBadConn(err) || ctx.Err() != nil || left <= 1 {
 			return nil, err
 		}
@@ -46,12 +47,6 @@ func takeClean(ctx context.Context, db *sql.DB) (*sql.Conn, error) {
 func maxTakes(db *sql.DB) int { return 3 + db.Stats().OpenConnections }
 
 var errInTransaction = errors.New("baldur: the pool's connections come in an open transaction")
-
-// discard closes a connection, instead of giving it back.
-func discard(conn *sql.Conn) {
-	_ = conn.Raw(func(any) error { return driver.ErrBadConn })
-	_ = conn.Close()
-}
 
 // beside returns where connections are made as the pool makes its own, beside it; false if it
 // is not baldur's. The deadline of the ctx that a connection is made with ends that too.
@@ -296,7 +291,7 @@ func (p *PGAdmin) rows(ctx context.Context, query string, each func(*sql.Rows) e
 			return each(rows)
 		})
 		if isBadConn(err) {
-			discard(conn)
+			sqlpool.Discard(conn)
 		} else {
 			_ = conn.Close()
 		}
@@ -350,7 +345,7 @@ func (p *PGAdmin) begin(ctx, life context.Context, mode string) (*adminTx, error
 			return &adminTx{tx, conn, isLibPQ}, nil
 		}
 		if isBadConn(err) {
-			discard(conn)
+			sqlpool.Discard(conn)
 			// As PgBouncer in statement mode answers BEGIN.
 			if mode, e := p.PoolerMode(ctx); e == nil && mode == PoolerStatement {
 				return nil, errors.Join(&PoolerError{mode}, err)

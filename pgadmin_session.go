@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/lib/pq"
+
+	"github.com/baldur-go/baldur/internal/sqlpool"
 )
 
 // cleanupTimeout bounds a release and a clean-up, which heed no ctx.
@@ -284,7 +286,7 @@ func (s *Session) Close() error {
 	}
 	err := s.cleanUp(conn)
 	if err != nil {
-		discard(conn)
+		sqlpool.Discard(conn)
 	} else {
 		_ = conn.Close()
 	}

@@ -5,13 +5,11 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"strconv"
-	"strings"
-	"time"
 
 	"github.com/lib/pq"
 
 	"github.com/baldur-go/baldur/internal/lease"
+	"github.com/baldur-go/baldur/internal/leasepg"
 	"github.com/baldur-go/baldur/internal/pqconn"
 )
 
@@ -50,12 +48,12 @@ func (q *PGQuorum) RequirePrimary(ctx context.Context, tx *sql.Tx) (epoch int64,
 	if err != nil {
 		return 0, err
 	}
-	g, err := guard(ctx, tx, table, q.isHolder(b.Term), q.cfg.idleTimeout)
+	g, err := leasepg.GuardLease(ctx, tx, table, q.cfg.name, q.elector.ID(), b.Epoch, q.cfg.idleTimeout)
 	code, _ := pqconn.SQLState(err)
 	switch {
-	case err == nil && g.held:
-		return g.epoch(q, b.Epoch)
-	case err == nil && !g.snapshot:
+	case err == nil && g.Held:
+		return q.guarded(g, b.Epoch)
+	case err == nil && !g.Snapshot:
 		ok, verr := q.IsPrimaryVerified(ctx)
 		if ok && verr == nil && q.elector.Holds(b.Term) {
 			return 0, errNotInSight
@@ -87,74 +85,24 @@ var errOldSnapshot = fmt.Errorf("baldur: the transaction's snapshot is older tha
 // errNotInSight is of a transaction that does not see what the witness confirms.
 var errNotInSight = errors.New("baldur: RequirePrimary: this process is the primary, and the transaction does not see its lease: it is of another database, or server")
 
-func (q *PGQuorum) rejected() { q.count(func(s *QuorumStats) { s.GuardRejections++ }) }
-
-// guardState is what guard has found.
-type guardState struct {
-	held     bool // the row is as it must be, and locked
-	level    bool // by the transaction itself, not by a subtransaction of it
-	snapshot bool // the transaction has one for all its statements
-}
-
-// epoch returns the epoch, if the lock is the transaction's own.
-func (g guardState) epoch(q *PGQuorum, epoch int64) (int64, error) {
-	if !g.level {
+// guarded returns the epoch, if the guard is the transaction's own.
+func (q *PGQuorum) guarded(g leasepg.Guarded, epoch int64) (int64, error) {
+	if !g.Level {
 		q.rejected()
 		return 0, ErrSubtransaction
 	}
 	return epoch, nil
 }
 
-// guard locks the row of a table for which a condition holds.
-func guard(ctx context.Context, tx *sql.Tx, table, condition string, idle time.Duration) (g guardState, err error) {
-	limit := "NULL::pg_catalog.text"
-	if idle > 0 {
-		limit = strings.NewReplacer("{setting}", "'idle_in_transaction_session_timeout'::pg_catalog.text", "{ms}", strconv.FormatInt(max(1, idle.Milliseconds()), 10)).
-			Replace(`CASE WHEN g.epoch IS NOT NULL AND (pg_catalog.current_setting({setting}) {=} '0'::pg_catalog.text
-		OR pg_catalog.current_setting({setting})::pg_catalog.interval {>} '{ms} milliseconds'::pg_catalog.interval)
-		THEN pg_catalog.set_config({setting}, '{ms}ms'::pg_catalog.text, true) END`)
-	}
-	var ignored sql.NullString
-	err = tx.QueryRowContext(ctx, sqlFill(`WITH g AS MATERIALIZED (`+guardedRow+`)
-SELECT g.epoch IS NOT NULL, coalesce(`+guardIsTop+`, false), i.level {=} 'repeatable read'::pg_catalog.text OR i.level {=} 'serializable'::pg_catalog.text, `+limit+`
-FROM (SELECT pg_catalog.current_setting('transaction_isolation'::pg_catalog.text)) AS i(level) LEFT JOIN g ON true`,
-		"{table}", table, "{condition}", condition)).Scan(&g.held, &g.level, &g.snapshot, &ignored)
-	return g, err
-}
-
-const (
-	guardedRow = `SELECT l.name, l.epoch FROM {table} l WHERE {condition} FOR KEY SHARE OF l`
-
-	// Whether the lock of g is the transaction's own. What a subtransaction has locked is
-	// free again when that is rolled back, while the transaction goes on.
-	//
-	// The row's xmax is then the transaction's id, or a multixact of which it is a member.
-	// Of the two kinds of number xmax has no sign, so that it is only looked up as a
-	// multixact where there can be such a one. Else, as after a renewal that the snapshot
-	// does not see, the transaction's locks tell: a subtransaction that has locked a row
-	// has an id of its own, and a lock of that.
-	guardIsTop = `(SELECT CASE
-	WHEN t.xmax {=} x.id THEN true
-	WHEN pg_catalog.mxid_age(t.xmax) {>} 0 AND pg_catalog.mxid_age(t.xmax) {<=} (
-			SELECT pg_catalog.mxid_age(d.datminmxid) FROM pg_catalog.pg_database d WHERE d.datname {=} pg_catalog.current_database())
-		AND EXISTS (SELECT FROM pg_catalog.pg_get_multixact_members(t.xmax) m WHERE m.xid {=} x.id) THEN true
-	ELSE NOT EXISTS (SELECT FROM pg_catalog.pg_locks k WHERE k.pid {=} pg_catalog.pg_backend_pid() AND k.locktype {=} 'transactionid'::pg_catalog.text
-		AND k.mode {=} 'ExclusiveLock'::pg_catalog.text AND k.granted AND k.transactionid {<>} x.id) END
-	FROM {table} t, (SELECT pg_catalog.pg_current_xact_id()::pg_catalog.xid) AS x(id) WHERE t.name {=} g.name AND t.epoch {=} g.epoch)`
-)
-
-// isHolder is the condition that the row is t's.
-func (q *PGQuorum) isHolder(t *lease.Term) string {
-	return "l.name {=} " + sqlText(q.cfg.name) + " AND l.lease_id {=} " + sqlText(q.elector.ID()) + " AND l.epoch {=} " + quoted(t.Epoch) + "::pg_catalog.int8"
-}
-
-// leaseTableName is the name, quoted and with its schema, of the table that the link has found.
+// leaseTableName is the name, quoted and with its schema, of the lease table.
 func (q *PGQuorum) leaseTableName() (string, error) {
-	if table := q.link.table.Load(); table != nil {
-		return table.name, nil
+	if name := q.witness.Table(); name != "" {
+		return name, nil
 	}
 	return "", ErrNotPrimary // it has never been connected
 }
+
+func (q *PGQuorum) rejected() { q.count(func(s *QuorumStats) { s.GuardRejections++ }) }
 
 // FenceCTE is RequirePrimary for a statement that is to carry the fence itself,
 // which saves the round trip: a common table expression named baldur_fence, to be
@@ -181,9 +129,7 @@ func (q *PGQuorum) FenceCTE() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return sqlFill("baldur_guard AS MATERIALIZED ("+guardedRow+"), baldur_fence AS MATERIALIZED (SELECT g.epoch FROM baldur_guard g WHERE CASE WHEN "+guardIsTop+
-		" THEN true ELSE ('baldur: the transaction is within a savepoint: '::pg_catalog.text {||} g.name)::pg_catalog.bool END)",
-		"{table}", table, "{condition}", q.isHolder(b.Term)), nil
+	return leasepg.FenceCTE(table, q.cfg.name, q.elector.ID(), b.Epoch), nil
 }
 
 // InTx calls f in a transaction of the quorum's pool that [PGQuorum.RequirePrimary] guards, and
@@ -200,7 +146,7 @@ func (q *PGQuorum) InTx(ctx context.Context, opts *sql.TxOptions, f func(tx *sql
 		q.rejected()
 		return ErrNotPrimary
 	}
-	conn, tx, err := beginClean(ctx, q.link.db, opts)
+	conn, tx, err := beginClean(ctx, q.db, opts)
 	if err != nil {
 		return fmt.Errorf("baldur: InTx: begin: %w", err)
 	}
@@ -257,20 +203,6 @@ func commitError(err error) error {
 	return fmt.Errorf("baldur: InTx: commit: %w", err)
 }
 
-const fenceTable = "baldur_fence"
-
-func (c *quorumConfig) fenceTable() *tableSpec {
-	return &tableSpec{
-		usual: fenceTable, table: fenceTable, owners: c.owners, columns: map[string]string{"name": "text", "epoch": "int8"},
-		create: []string{`CREATE TABLE IF NOT EXISTS {table} (
-	name  pg_catalog.text PRIMARY KEY,
-	epoch pg_catalog.int8 NOT NULL -- the highest that was sealed
-)`},
-		fence:  fenceIndex,
-		remedy: "only one may be there",
-	}
-}
-
 // A Seal is the fence of one epoch in a database that does not have the lease.
 type Seal struct {
 	q     *PGQuorum
@@ -307,11 +239,7 @@ func (q *PGQuorum) SealEpoch(ctx context.Context, db *sql.DB) (*Seal, error) {
 		if ctx.Err() != nil {
 			return nil, fmt.Errorf("baldur: SealEpoch: %w", errors.Join(context.Cause(ctx), err))
 		}
-		again = false
-		err = onCleanConn(ctx, db, func(ctx context.Context, conn *sql.Conn) (err error) {
-			seal.table, top, again, err = q.sealOn(ctx, conn, t.Epoch)
-			return err
-		})
+		seal.table, top, again, err = leasepg.Seal(ctx, leasePool(db), q.cfg.witness(), t.Epoch)
 	}
 	switch {
 	case err != nil && ctx.Err() != nil:
@@ -323,39 +251,6 @@ func (q *PGQuorum) SealEpoch(ctx context.Context, db *sql.DB) (*Seal, error) {
 		return nil, fmt.Errorf("%w: epoch %d is sealed in the database, and this one is %d", ErrFenced, top, t.Epoch)
 	}
 	return seal, nil
-}
-
-// sealOn seals an epoch and returns the highest one, or tells that it is to be called again.
-func (q *PGQuorum) sealOn(ctx context.Context, conn *sql.Conn, epoch int64) (table string, top int64, again bool, err error) {
-	spec := q.cfg.fenceTable()
-	tx, err := beginChange(ctx, conn, q.cfg.ttl)
-	if err != nil {
-		return "", 0, false, err
-	}
-	defer func() { _ = tx.Rollback() }()
-	t, err := spec.findIn(ctx, tx, false)
-	if err != nil {
-		return "", 0, false, err
-	}
-	if t == nil {
-		_ = tx.Rollback()
-		if err := spec.migrate(ctx, conn, migrateTimeout, true); err != nil {
-			return "", 0, false, fmt.Errorf("there is no table %s, and it cannot be made: %w", fenceTable, err)
-		}
-		return "", 0, true, nil
-	}
-	var sealed bool
-	err = tx.QueryRowContext(ctx, sqlFill(`WITH s AS (
-	INSERT INTO {table} AS f (name, epoch) VALUES ({name}, {epoch}::pg_catalog.int8)
-	ON CONFLICT (name) DO UPDATE SET epoch = excluded.epoch WHERE f.epoch {<=} excluded.epoch RETURNING f.epoch
-) SELECT true, s.epoch FROM s UNION ALL SELECT false, f.epoch FROM {table} f WHERE f.name {=} {name} AND NOT EXISTS (SELECT FROM s)`,
-		"{table}", t.name, "{name}", sqlText(q.cfg.name), "{epoch}", quoted(epoch))).Scan(&sealed, &top)
-	if err == nil {
-		err = tx.Commit()
-	}
-	again = pqconn.HasState(err, "55P03") || // guarded transactions, for longer than a TTL
-		errors.Is(err, sql.ErrNoRows) || err == nil && !sealed && top <= epoch // the row that is in the way is newer than the snapshot
-	return t.name, top, again, err
 }
 
 // Require is RequirePrimary for a transaction of the sealed database: no later
@@ -373,13 +268,13 @@ func (s *Seal) Require(ctx context.Context, tx *sql.Tx) (epoch int64, err error)
 		return 0, ErrNotPrimary
 	}
 	epoch = s.term.Epoch
-	g, err := guard(ctx, tx, s.table, "l.name {=} "+sqlText(s.q.cfg.name)+" AND l.epoch {=} "+quoted(epoch)+"::pg_catalog.int8", 0)
+	g, err := leasepg.GuardSeal(ctx, tx, s.table, s.q.cfg.name, epoch)
 	switch {
 	case err != nil:
 		return 0, err
-	case g.held:
-		return g.epoch(s.q, epoch)
-	case g.snapshot:
+	case g.Held:
+		return s.q.guarded(g, epoch)
+	case g.Snapshot:
 		return 0, errOldSnapshot
 	}
 	s.q.rejected()

@@ -10,6 +10,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/baldur-go/baldur/internal/lease"
+	"github.com/baldur-go/baldur/internal/leasepg"
 	"github.com/baldur-go/baldur/internal/pgsql"
 )
 
@@ -42,6 +43,14 @@ type quorumConfig struct {
 	errs         []error // of options
 }
 
+// witness is what the witness goes by.
+func (c *quorumConfig) witness() leasepg.Config {
+	return leasepg.Config{
+		Name: c.name, Region: c.region, Table: c.table, Owners: c.owners, TTL: c.ttl, Margin: c.margin,
+		Attempt: c.attempt, KillAfter: c.killAfter, Notify: c.notify, Log: c.log,
+	}
+}
+
 // belief is for how long after the sending of a request its success lets the
 // holder believe: D_H in the proof.
 func (c *quorumConfig) belief() time.Duration { return c.ttl - c.margin }
@@ -64,7 +73,7 @@ func WithLeaseName(name string) QuorumOption {
 // names them, and this option is needed.
 func WithLeaseTable(name string) QuorumOption {
 	return func(c *quorumConfig) {
-		table, err := parseLeaseTable(name)
+		table, err := leasepg.ParseTable(name)
 		if err != nil {
 			c.errs = append(c.errs, fmt.Errorf("WithLeaseTable: %w", err))
 		}

@@ -3,6 +3,7 @@ package baldur
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -12,6 +13,8 @@ import (
 	"time"
 
 	"github.com/baldur-go/baldur/internal/lease"
+	"github.com/baldur-go/baldur/internal/leasepg"
+	"github.com/baldur-go/baldur/internal/pqconn"
 )
 
 // PGQuorum is a [QuorumWitness] on PostgreSQL: a lease kept in a row of the table
@@ -90,7 +93,8 @@ import (
 type PGQuorum struct {
 	cfg     *quorumConfig
 	t       *Tracker
-	link    *link
+	db      *sql.DB
+	witness *leasepg.Witness
 	elector *lease.Elector
 
 	mu       sync.Mutex // guards the fields below; never held while the elector is called
@@ -115,9 +119,9 @@ func NewPGQuorum(db *sql.DB, region string, opts ...QuorumOption) (*PGQuorum, er
 	}
 	t := TrackerOf(db)
 	if t == nil {
-		return nil, fmt.Errorf("baldur: NewPGQuorum: %w", errNotOurs)
+		return nil, fmt.Errorf("baldur: NewPGQuorum: %w", leasepg.ErrNotOurs)
 	}
-	q := &PGQuorum{cfg: cfg, t: t, link: newLink(db, t, cfg), watchers: map[chan QuorumEvent]bool{}}
+	q := &PGQuorum{cfg: cfg, t: t, db: db, witness: leasepg.New(cfg.witness(), leasePool(db)), watchers: map[chan QuorumEvent]bool{}}
 	q.stats.Losses = map[LossReason]int64{}
 	for _, r := range lossReasons {
 		q.stats.Losses[r] = 0
@@ -125,8 +129,102 @@ func NewPGQuorum(db *sql.DB, region string, opts ...QuorumOption) (*PGQuorum, er
 	q.elector = lease.New(lease.Config{
 		Name: cfg.name, TTL: cfg.ttl, Margin: cfg.margin, Renew: cfg.renew, Attempt: cfg.attempt, Jitter: cfg.jitter,
 		Clock: cfg.clock, Gone: t.whenClosed,
-	}, pgWitness{cfg, q.link}, q.link, quorumObserver{q})
+	}, q.witness, q.witness, quorumObserver{q})
 	return q, nil
+}
+
+// leasePool is what package leasepg needs of a pool.
+func leasePool(db *sql.DB) leasepg.Pool {
+	p := leasepg.Pool{
+		DB:        db,
+		TakeClean: func(ctx context.Context) (*sql.Conn, error) { return takeClean(ctx, db) },
+		Inner: func(c driver.Conn) (driver.Conn, int) {
+			inner := Unwrap(c)
+			return inner, driverPID(inner)
+		},
+	}
+	if d, ok := db.Driver().(interface {
+		dial(context.Context) (driver.Conn, *pqconn.Socket, error)
+		untracked() driver.Connector
+	}); ok {
+		t := TrackerOf(db)
+		p.Dial, p.Untracked, p.State, p.Closed = d.dial, d.untracked(), t.pool, t.isClosed
+	}
+	return p
+}
+
+// MigrateQuorum creates the lease table, public.baldur_lease, or finds the one that
+// there is, in any schema, and makes sure that it is what it must be. It may be called
+// any number of times, by any number of processes at once. It takes a minute at most.
+//
+// It needs the right to create a table in the schema. A role that only uses the table
+// needs USAGE on the schema, SELECT, INSERT and UPDATE on the table (one that only calls
+// RequirePrimary: SELECT and UPDATE), and EXECUTE on pg_catalog.pg_control_system, which
+// everyone has unless it was revoked. The table's owner must be the role itself, the
+// database's owner, a superuser, one that the role was made a member of by these, or one
+// of WithLeaseOwner.
+//
+// Of opts, WithLeaseTable and WithLeaseOwner count. With WithLeaseTable the table is made
+// although there is one of another name. Without, an error names the tables if there are
+// several that could be meant.
+//
+// The table must stay LOGGED, and its rows must not be deleted, nor restored
+// from a backup while a lease is held: the witness must not forget.
+func MigrateQuorum(ctx context.Context, db *sql.DB, opts ...QuorumOption) error {
+	if db == nil {
+		return errors.New("baldur: MigrateQuorum: the pool is nil")
+	}
+	cfg, err := newQuorumConfig(anyRegion, opts)
+	if err == nil {
+		err = leasepg.Migrate(ctx, leasePool(db), cfg.witness())
+	}
+	if err != nil {
+		return fmt.Errorf("baldur: MigrateQuorum: %w", err)
+	}
+	return nil
+}
+
+// LeaseTable returns the name, quoted and with its schema, of the table that MigrateQuorum
+// and PGQuorum use in the database of db; "" if there is none yet. It changes nothing,
+// works on a standby, and takes a minute at most. Of opts, WithLeaseTable and WithLeaseOwner count.
+func LeaseTable(ctx context.Context, db *sql.DB, opts ...QuorumOption) (name string, err error) {
+	if db == nil {
+		return "", errors.New("baldur: LeaseTable: the pool is nil")
+	}
+	cfg, err := newQuorumConfig(anyRegion, opts)
+	if err == nil {
+		name, err = leasepg.FindTable(ctx, leasePool(db), cfg.witness())
+	}
+	if err != nil {
+		return "", fmt.Errorf("baldur: LeaseTable: %w", err)
+	}
+	return name, nil
+}
+
+// anyRegion stands where no lease is taken.
+const anyRegion = "-"
+
+// MoveLeaseTable gives the lease table the name to, as "ops.baldur_lease", while no
+// process uses it. Processes that run when it is moved may go on with it; those of a
+// version before this one would not find it, and make a second one: stop all of them.
+//
+// It returns an error, and moves nothing, if a lease is held, or has not been expired for
+// its TTL, by the server's clock. Processes that start afterwards find the table where it
+// is; WithLeaseTable is needed if its name is another one than baldur_lease. Of opts,
+// WithLeaseTable, for the table as it is, and WithLeaseOwner count. It needs to be the
+// table's owner and the right to create in the new schema. It takes a minute at most.
+func MoveLeaseTable(ctx context.Context, db *sql.DB, to string, opts ...QuorumOption) error {
+	if db == nil {
+		return errors.New("baldur: MoveLeaseTable: the pool is nil")
+	}
+	cfg, err := newQuorumConfig(anyRegion, opts)
+	if err == nil {
+		err = leasepg.Move(ctx, leasePool(db), cfg.witness(), to)
+	}
+	if err != nil {
+		return fmt.Errorf("baldur: MoveLeaseTable: %w", err)
+	}
+	return nil
 }
 
 // TryAcquirePrimary makes this process primary if it can be now, and tells whether
@@ -365,7 +463,7 @@ func (q *PGQuorum) Stats() QuorumStats {
 	s.Holder = q.told
 	q.mu.Unlock()
 	s.CheckedAt, s.Lease, s.Region, s.ClockGap = time.Now(), q.cfg.name, q.cfg.region, gap
-	s.BackendPID = int(q.link.pid.Load())
+	s.BackendPID = q.witness.PID()
 	if b != nil { // as IsPrimary
 		s.IsPrimary, s.Epoch, s.Remaining = true, b.Epoch, remaining
 	}

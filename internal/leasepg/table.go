@@ -1,19 +1,17 @@
-package baldur
+package leasepg
 
 import (
 	"cmp"
 	"context"
 	"database/sql"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
-	"unicode/utf8"
 
 	"github.com/lib/pq"
 
-	"github.com/baldur-go/baldur/internal/hook"
 	"github.com/baldur-go/baldur/internal/pgsql"
 )
 
@@ -65,6 +63,10 @@ type foundTable struct {
 	lacks    []string // the rights that the role lacks
 }
 
+// AllowTriggers has a lease table be accepted that has triggers, by which
+// internal/quorumtest records what happens to it.
+var AllowTriggers bool
+
 // asker runs a query and calls each for every row.
 type asker func(ctx context.Context, query string, each func(*sql.Rows) error) error
 
@@ -72,17 +74,17 @@ type asker func(ctx context.Context, query string, each func(*sql.Rows) error) e
 func (spec *tableSpec) find(ctx context.Context, ask asker) (found []foundTable, err error) {
 	owners := make([]string, len(spec.owners))
 	for i, o := range spec.owners {
-		owners[i] = sqlText(o)
+		owners[i] = pgsql.Text(o)
 	}
-	query := sqlFill(findTables, "{table}", sqlText(spec.table), "{usual}", sqlText(spec.usual), "{schema}", sqlText(spec.schema), "{mark}", sqlText(spec.mark), "{owners}", strings.Join(owners, ", "))
+	query := pgsql.Fill(findTables, "{triggers}", strconv.FormatBool(AllowTriggers), "{table}", pgsql.Text(spec.table), "{usual}", pgsql.Text(spec.usual), "{schema}", pgsql.Text(spec.schema), "{mark}", pgsql.Text(spec.mark), "{owners}", strings.Join(owners, ", "))
 	err = ask(ctx, query, func(rows *sql.Rows) error {
 		var t foundTable
-		var name, comment, owner, columns, refused, lacks hexText
+		var name, comment, owner, columns, refused, lacks pgsql.HexText
 		if err := rows.Scan(&t.oid, &name, &t.namesake, &t.public, &t.kind, &t.logged, &comment, &owner, &t.accepted, &t.key, &t.fence, &columns, &refused, &lacks); err != nil {
 			return err
 		}
-		t.quoted, t.name, t.comment, t.owner = string(name), plainIdentifier(string(name)), string(comment), string(owner)
-		t.columns, t.refused, t.lacks = columns.lines(), refused.lines(), lacks.lines()
+		t.quoted, t.name, t.comment, t.owner = string(name), pgsql.PlainIdentifier(string(name)), string(comment), string(owner)
+		t.columns, t.refused, t.lacks = columns.Lines(), refused.Lines(), lacks.Lines()
 		found = append(found, t)
 		return nil
 	})
@@ -218,15 +220,15 @@ WITH RECURSIVE trusted(id) AS MATERIALIZED (
 	WHERE d.classoid {=} 'pg_catalog.pg_class'::pg_catalog.regclass::pg_catalog.oid AND d.objsubid {=} 0
 		AND {mark} {<>} ''::pg_catalog.text AND pg_catalog.starts_with(d.description, {mark})
 )
-SELECT c.oid::pg_catalog.int8, ` + sqlHex(sqlQualified) + `, 
+SELECT c.oid::pg_catalog.int8, ` + pgsql.Hex(sqlQualified) + `, 
 	c.relname::pg_catalog.text {=} {table} AND (n.nspname::pg_catalog.text {=} {schema} OR {schema} {=} ''::pg_catalog.text), n.nspname {=} '` + defaultSchema + `'::pg_catalog.name,
 	c.relkind::pg_catalog.text, c.relpersistence {=} 'p'::pg_catalog."char",
-	` + sqlHex(`coalesce(pg_catalog.obj_description(c.oid, 'pg_class'::pg_catalog.name), ''::pg_catalog.text)`) + `,
-	` + sqlHex(`pg_catalog.pg_get_userbyid(c.relowner)::pg_catalog.text`) + `, EXISTS (SELECT FROM accepted WHERE accepted.id {=} c.relowner),
+	` + pgsql.Hex(`coalesce(pg_catalog.obj_description(c.oid, 'pg_class'::pg_catalog.name), ''::pg_catalog.text)`) + `,
+	` + pgsql.Hex(`pg_catalog.pg_get_userbyid(c.relowner)::pg_catalog.text`) + `, EXISTS (SELECT FROM accepted WHERE accepted.id {=} c.relowner),
 	EXISTS (` + uniqueIndex + ` AND i.indnkeyatts {=} 1::pg_catalog.int2 AND a.attname {=} 'name'::pg_catalog.name),
 	EXISTS (` + sqlFenceIndex + `),
-	` + sqlLines(`SELECT a.attname::pg_catalog.text {||} ' '::pg_catalog.text {||} t.typname::pg_catalog.text`+columnsOf+` {=} 'pg_catalog'::pg_catalog.name`) + `,
-	` + sqlLines(`SELECT 'trigger '::pg_catalog.text {||} t.tgname::pg_catalog.text FROM pg_catalog.pg_trigger t
+	` + pgsql.Lines(`SELECT a.attname::pg_catalog.text {||} ' '::pg_catalog.text {||} t.typname::pg_catalog.text`+columnsOf+` {=} 'pg_catalog'::pg_catalog.name`) + `,
+	` + pgsql.Lines(`SELECT 'trigger '::pg_catalog.text {||} t.tgname::pg_catalog.text FROM pg_catalog.pg_trigger t
 		WHERE t.tgrelid {=} c.oid AND NOT t.tgisinternal AND NOT {triggers}
 	UNION ALL SELECT 'rule '::pg_catalog.text {||} r.rulename::pg_catalog.text FROM pg_catalog.pg_rewrite r WHERE r.ev_class {=} c.oid
 	UNION ALL SELECT 'row level security'::pg_catalog.text WHERE c.relrowsecurity
@@ -253,7 +255,7 @@ SELECT c.oid::pg_catalog.int8, ` + sqlHex(sqlQualified) + `,
 		LEFT JOIN pg_catalog.pg_operator o ON d.refclassid {=} 'pg_catalog.pg_operator'::pg_catalog.regclass::pg_catalog.oid AND o.oid {=} d.refobjid
 		JOIN pg_catalog.pg_proc p ON p.oid {=} CASE WHEN d.refclassid {=} 'pg_catalog.pg_proc'::pg_catalog.regclass::pg_catalog.oid THEN d.refobjid ELSE o.oprcode::pg_catalog.oid END
 		WHERE NOT EXISTS (SELECT FROM accepted WHERE accepted.id {=} p.proowner)`) + `,
-	` + sqlLines(`SELECT w.p {||} ' on the table'::pg_catalog.text
+	` + pgsql.Lines(`SELECT w.p {||} ' on the table'::pg_catalog.text
 		FROM pg_catalog.unnest(ARRAY['SELECT'::pg_catalog.text, 'INSERT'::pg_catalog.text, 'UPDATE'::pg_catalog.text]) AS w(p)
 		WHERE NOT pg_catalog.has_table_privilege(c.oid, w.p)
 	UNION ALL SELECT 'USAGE on its schema'::pg_catalog.text WHERE NOT pg_catalog.has_schema_privilege(c.relnamespace, 'USAGE'::pg_catalog.text)
@@ -277,81 +279,3 @@ const (
 	columnsOf = ` FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid {=} a.atttypid JOIN pg_catalog.pg_namespace s ON s.oid {=} t.typnamespace
 		WHERE a.attrelid {=} c.oid AND a.attnum {>} 0::pg_catalog.int2 AND NOT a.attisdropped AND s.nspname`
 )
-
-// sqlFill fills in a statement: first what pairs has, placeholders and values in
-// turn, then the operators. An operator that is not qualified is looked up along the
-// search_path, like a function, and so is a type.
-func sqlFill(statement string, pairs ...string) string {
-	return sqlOperators.Replace(strings.NewReplacer(append(pairs, "{triggers}", fmt.Sprint(hook.AllowLeaseTriggers))...).Replace(statement))
-}
-
-var sqlOperators = func() *strings.Replacer {
-	var pairs []string
-	for _, op := range []string{"=", "<>", "<", "<=", ">", ">=", "+", "-", "*", "||", "<<", ">>"} {
-		pairs = append(pairs, "{"+op+"}", "OPERATOR(pg_catalog."+op+")")
-	}
-	return strings.NewReplacer(pairs...)
-}()
-
-// sqlText is a string as an expression of type text. Of a statement's bytes only
-// ASCII means the same whatever the session's client_encoding is; other text is
-// sent as the digits of its UTF-8.
-func sqlText(s string) string {
-	for i := range len(s) {
-		if c := s[i]; c < ' ' || c > '~' || c == '\'' || c == '\\' || c == '{' {
-			return "pg_catalog.convert_from(pg_catalog.decode('" + hex.EncodeToString([]byte(s)) + "'::pg_catalog.text, 'hex'::pg_catalog.text), 'UTF8'::pg_catalog.name)"
-		}
-	}
-	return "'" + s + "'::pg_catalog.text"
-}
-
-// sqlHex has the server answer with the digits of an expression's UTF-8, for hexText.
-func sqlHex(expression string) string {
-	return "pg_catalog.encode(pg_catalog.convert_to(" + expression + ", 'UTF8'::pg_catalog.name), 'hex'::pg_catalog.text)"
-}
-
-// sqlLines is the one column of a query, as lines.
-func sqlLines(query string) string {
-	return sqlHex("(SELECT coalesce(pg_catalog.string_agg(l.line, pg_catalog.chr(10::pg_catalog.int4)), ''::pg_catalog.text) FROM (" + query + ") AS l(line))")
-}
-
-// hexText scans what sqlHex has made.
-type hexText string
-
-func (t *hexText) Scan(v any) error {
-	var digits string
-	switch v := v.(type) {
-	case nil:
-	case string:
-		digits = v
-	case []byte:
-		digits = string(v)
-	default:
-		return fmt.Errorf("baldur: %T in place of text", v)
-	}
-	b, err := hex.DecodeString(digits)
-	*t = hexText(b)
-	return err
-}
-
-func (t hexText) lines() []string {
-	if t == "" {
-		return nil
-	}
-	return strings.Split(string(t), "\n")
-}
-
-// plainIdentifier writes a quoted name in ASCII, for the reason that sqlText has.
-func plainIdentifier(quoted string) string {
-	if strings.IndexFunc(quoted, func(r rune) bool { return r >= utf8.RuneSelf }) < 0 {
-		return quoted
-	}
-	parts, err := pgsql.SplitIdentifier(quoted)
-	if err != nil {
-		return quoted
-	}
-	for i, p := range parts {
-		parts[i] = pgsql.QuoteIdentifier(p)
-	}
-	return strings.Join(parts, ".")
-}

@@ -1,4 +1,4 @@
-package baldur
+package leasepg
 
 import (
 	"context"
@@ -11,29 +11,20 @@ import (
 	"time"
 
 	"github.com/baldur-go/baldur/internal/lease"
+	"github.com/baldur-go/baldur/internal/pgsql"
 )
 
-// pgWitness is the lease table of a PostgreSQL. Each request is one statement in
-// a transaction of its own: the row's lock and the re-check after it make the
-// compare-and-swap atomic in READ COMMITTED. The times are clock_timestamp(),
-// not now(), which is that of a transaction's begin.
-//
-// The statements have no parameters: see [PGAdmin]. They mean the same in every
-// session: functions, operators, types and tables have their full names, literals
-// their exact type, and what is not ASCII is sent and received as digits.
-type pgWitness struct {
-	cfg  *quorumConfig
-	link *link
-}
+var (
+	_ lease.Witness = (*Witness)(nil)
+	_ lease.Line    = (*Witness)(nil)
+)
 
-var _ lease.Witness = pgWitness{}
-
-// The statements. What is in braces is filled in by pgWitness.fill and sqlFill.
+// The statements. What is in braces is filled in by Witness.fill.
 var (
 	// The times are counts of microseconds: the text of a timestamp depends on the
 	// session's DateStyle. Longer texts than there can be are not ours.
-	leaseColumns = `l.epoch, l.renew_seq, ` + sqlHex(`coalesce(pg_catalog.left(l.lease_id, 200::pg_catalog.int4), ''::pg_catalog.text)`) + `,
-	` + sqlHex(`coalesce(pg_catalog.left(l.region, 200::pg_catalog.int4), ''::pg_catalog.text)`) + `,
+	leaseColumns = `l.epoch, l.renew_seq, ` + pgsql.Hex(`coalesce(pg_catalog.left(l.lease_id, 200::pg_catalog.int4), ''::pg_catalog.text)`) + `,
+	` + pgsql.Hex(`coalesce(pg_catalog.left(l.region, 200::pg_catalog.int4), ''::pg_catalog.text)`) + `,
 	l.ttl_ms, l.expires_at {<=} pg_catalog.clock_timestamp(), ` + sqlMicros("l.acquired_at") + `, ` + sqlMicros("l.expires_at") + `,
 	coalesce(l.system_id, 0::pg_catalog.int8), coalesce(l.timeline, 0::pg_catalog.int8), {system}, {timeline},
 	pg_catalog.transaction_timestamp() {=} pg_catalog.statement_timestamp()`
@@ -51,7 +42,7 @@ SELECT false, g.got, ` + leaseColumns + ` FROM {table} l CROSS JOIN g WHERE l.na
 	//
 	// One candidate at a time: the others need not queue for the row's lock, behind
 	// the transactions that the holder guards. That is a courtesy, which anyone who
-	// may connect can withhold: see pgWitness.Acquire.
+	// may connect can withhold: see Witness.Acquire.
 	leaseAcquire = `
 WITH g AS MATERIALIZED (
 	SELECT pg_catalog.pg_try_advisory_xact_lock({key}::pg_catalog.int8) AS got, {durable}
@@ -101,7 +92,7 @@ UNION ALL SELECT {name}, 0::pg_catalog.int8, NULL, NULL WHERE {timeline} {>} 1::
 
 	// Who keeps the courtesy lock.
 	leaseBarred = `
-SELECT coalesce(pg_catalog.min(k.pid), 0::pg_catalog.int4), ` + sqlHex(`coalesce(pg_catalog.min(a.usename::pg_catalog.text), ''::pg_catalog.text)`) + `
+SELECT coalesce(pg_catalog.min(k.pid), 0::pg_catalog.int4), ` + pgsql.Hex(`coalesce(pg_catalog.min(a.usename::pg_catalog.text), ''::pg_catalog.text)`) + `
 FROM pg_catalog.pg_locks k LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid {=} k.pid
 WHERE k.locktype {=} 'advisory'::pg_catalog.text AND k.granted AND k.objsubid {=} 1::pg_catalog.int2
 	AND k.classid::pg_catalog.int8 {=} {key_high}::pg_catalog.int8 AND k.objid::pg_catalog.int8 {=} {key_low}::pg_catalog.int8
@@ -122,75 +113,70 @@ func sqlMicros(x string) string {
 
 // fill fills a statement in: with what pairs has, placeholders and their values in
 // turn, and with what is the same in all.
-func (w pgWitness) fill(statement string, pairs ...string) string {
+func (w *Witness) fill(statement string, pairs ...string) string {
 	const (
 		timeline = "(('x'::pg_catalog.text {||} pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8))::pg_catalog.bit(32)::pg_catalog.int8)"
 		system   = "(SELECT c.system_identifier FROM pg_catalog.pg_control_system() c)"
 	)
-	ttl := strconv.FormatInt(w.cfg.ttl.Milliseconds(), 10)
-	key := leaseLockKey(w.cfg.name)
-	table := w.link.table.Load()
+	ttl := strconv.FormatInt(w.cfg.TTL.Milliseconds(), 10)
+	key := leaseLockKey(w.cfg.Name)
+	table := w.table.Load()
 	// Another table may have its name since it was looked for.
-	statement = strings.ReplaceAll(statement, "{same}", "l.tableoid {=} "+quoted(table.oid)+"::pg_catalog.oid")
-	return sqlFill(strings.NewReplacer(append(pairs,
-		"{table}", table.name, "{name}", sqlText(w.cfg.name), "{region}", sqlText(w.cfg.region),
+	statement = strings.ReplaceAll(statement, "{same}", "l.tableoid {=} "+pgsql.Int(table.oid)+"::pg_catalog.oid")
+	return pgsql.Fill(strings.NewReplacer(append(pairs,
+		"{table}", table.name, "{name}", pgsql.Text(w.cfg.Name), "{region}", pgsql.Text(w.cfg.Region),
 		"{key}", "'"+strconv.FormatInt(key, 10)+"'", "{key_high}", strconv.FormatUint(uint64(key)>>32, 10), "{key_low}", strconv.FormatUint(uint64(key)&0xffffffff, 10),
 		"{ttl}", ttl+"::pg_catalog.int4", "{expiry}", "pg_catalog.clock_timestamp() {+} '"+ttl+" milliseconds'::pg_catalog.interval",
 		"{timeline}", timeline, "{system}", system, "{shift}", strconv.Itoa(lease.TimelineShift), "{durable}", sqlDurable)...).Replace(statement))
 }
 
-func (w pgWitness) Observe(ctx context.Context) (lease.Row, error) {
-	row, _, _, err := w.ask(ctx, leaseObserve)
+func (w *Witness) Observe(ctx context.Context) (lease.Row, error) {
+	row, _, _, err := w.askRow(ctx, leaseObserve)
 	return row, err
 }
 
 // Acquire also decides for how long the courtesy lock is respected. While another
 // candidate waits for the row it is held, but anyone can hold it for ever.
-func (w pgWitness) Acquire(ctx context.Context, id string, seen lease.Row, floor int64, ignoreClock bool) (lease.Row, bool, error) {
-	l := w.link
-	if err := l.open(ctx); err != nil {
+func (w *Witness) Acquire(ctx context.Context, id string, seen lease.Row, floor int64, ignoreClock bool) (lease.Row, bool, error) {
+	if err := w.open(ctx); err != nil {
 		return lease.Row{}, false, notSent(ctx, err)
 	}
-	ignoreLock := l.told
-	defer l.killGuards(ctx)()
-	row, ok, got, err := w.ask(ctx, leaseAcquire, "{id}", sqlText(id), "{floor}", quoted(floor),
-		"{seen_epoch}", quoted(seen.Epoch), "{seen_seq}", quoted(seen.Seq),
-		"{seen_timeline}", quoted(seen.Witness.Timeline), "{seen_system}", quoted(seen.Witness.System),
+	ignoreLock := w.told
+	defer w.killGuards(ctx)()
+	row, ok, got, err := w.askRow(ctx, leaseAcquire, "{id}", pgsql.Text(id), "{floor}", pgsql.Int(floor),
+		"{seen_epoch}", pgsql.Int(seen.Epoch), "{seen_seq}", pgsql.Int(seen.Seq),
+		"{seen_timeline}", pgsql.Int(seen.Witness.Timeline), "{seen_system}", pgsql.Int(seen.Witness.System),
 		"{ignore_clock}", strconv.FormatBool(ignoreClock), "{ignore_lock}", strconv.FormatBool(ignoreLock))
 	switch {
 	case err != nil:
 	case got:
-		l.barred, l.told = time.Time{}, false
-	case l.barred.IsZero():
-		l.barred = time.Now()
-	case !ok && !l.told && time.Since(l.barred) >= w.cfg.attempt:
-		l.told = true
-		return row, false, lease.Refusal{Err: fmt.Errorf("baldur: lease %q: %s has the advisory lock of its succession; going on without that", w.cfg.name, w.barredBy(ctx))}
+		w.barred, w.told = time.Time{}, false
+	case w.barred.IsZero():
+		w.barred = time.Now()
+	case !ok && !w.told && time.Since(w.barred) >= w.cfg.Attempt:
+		w.told = true
+		return row, false, lease.Refusal{Err: fmt.Errorf("baldur: lease %q: %s has the advisory lock of its succession; going on without that", w.cfg.Name, w.barredBy(ctx))}
 	}
 	return row, ok, err
 }
 
 // barredBy says who has the courtesy lock.
-func (w pgWitness) barredBy(ctx context.Context) string {
+func (w *Witness) barredBy(ctx context.Context) string {
 	var pid int
-	var role hexText
-	if err := w.link.queryRow(ctx, readOnly, w.fill(leaseBarred), &pid, &role); err != nil || pid == 0 {
+	var role pgsql.HexText
+	if err := w.queryRow(ctx, readOnly, w.fill(leaseBarred), &pid, &role); err != nil || pid == 0 {
 		return "another session"
 	}
 	return fmt.Sprintf("pid %d (role %q)", pid, string(role))
 }
 
-// quoted is a number as a literal; without the quotes a negative one is an operator
-// and a number.
-func quoted(n int64) string { return "'" + strconv.FormatInt(n, 10) + "'" }
-
-func (w pgWitness) Renew(ctx context.Context, id string, epoch int64) (lease.Row, bool, error) {
-	row, ok, _, err := w.ask(ctx, leaseRenew, "{id}", sqlText(id), "{epoch}", quoted(epoch))
+func (w *Witness) Renew(ctx context.Context, id string, epoch int64) (lease.Row, bool, error) {
+	row, ok, _, err := w.askRow(ctx, leaseRenew, "{id}", pgsql.Text(id), "{epoch}", pgsql.Int(epoch))
 	return row, ok, err
 }
 
-func (w pgWitness) Release(ctx context.Context, id string, epoch int64) (lease.Row, bool, error) {
-	row, ok, _, err := w.ask(ctx, leaseRelease, "{id}", sqlText(id), "{epoch}", quoted(epoch))
+func (w *Witness) Release(ctx context.Context, id string, epoch int64) (lease.Row, bool, error) {
+	row, ok, _, err := w.askRow(ctx, leaseRelease, "{id}", pgsql.Text(id), "{epoch}", pgsql.Int(epoch))
 	return row, ok, err
 }
 
@@ -216,13 +202,12 @@ func notSent(ctx context.Context, err error) error {
 	return lease.Refusal{Err: err}
 }
 
-// ask sends a statement, and reads the reply; got tells whether the courtesy lock
+// askRow sends a statement, and reads the reply; got tells whether the courtesy lock
 // was had. What is told of a transaction that the reply does not prove to have been
 // the statement's own is not believed: a transaction that was open before may yet be
 // rolled back.
-func (w pgWitness) ask(ctx context.Context, statement string, pairs ...string) (row lease.Row, ok, got bool, err error) {
-	l := w.link
-	if err := l.open(ctx); err != nil {
+func (w *Witness) askRow(ctx context.Context, statement string, pairs ...string) (row lease.Row, ok, got bool, err error) {
+	if err := w.open(ctx); err != nil {
 		return row, false, false, notSent(ctx, err)
 	}
 	mode := readWrite
@@ -231,18 +216,18 @@ func (w pgWitness) ask(ctx context.Context, statement string, pairs ...string) (
 	}
 	var ttl int64
 	var own bool
-	var id, region hexText
+	var id, region pgsql.HexText
 	var acquired, expires sql.NullInt64
-	err = l.queryRow(ctx, mode, w.fill(statement, pairs...), &ok, &got, &row.Epoch, &row.Seq, &id, &region, &ttl, &row.Expired,
+	err = w.queryRow(ctx, mode, w.fill(statement, pairs...), &ok, &got, &row.Epoch, &row.Seq, &id, &region, &ttl, &row.Expired,
 		&acquired, &expires, &row.Given.System, &row.Given.Timeline, &row.Witness.System, &row.Witness.Timeline, &own)
-	if err == nil && !own && l.pq {
-		l.Close()
-		err = fmt.Errorf("baldur: lease %q: the connection was in a transaction that something else had begun", w.cfg.name)
+	if err == nil && !own && w.pq {
+		w.Close()
+		err = fmt.Errorf("baldur: lease %q: the connection was in a transaction that something else had begun", w.cfg.Name)
 	}
 	if err != nil {
 		return lease.Row{}, false, false, err
 	}
-	row.Table = l.table.Load().oid
+	row.Table = w.table.Load().oid
 	row.LeaseID, row.Region = string(id), string(region)
 	if row.LeaseID != "" || ttl != 0 { // whoever wrote it, no holder has another one than the options allow
 		row.TTL = min(max(time.Duration(ttl)*time.Millisecond, lease.MinTTL), lease.MaxTTL)
