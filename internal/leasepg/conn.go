@@ -58,11 +58,11 @@ type Pool struct {
 // A Witness is the lease table of a PostgreSQL, and the connection by which it is asked: one
 // of its own, made by the pool's connector beside the pool.
 //
-// One of the pool would save the time to connect, once (some 45 ms on
-// a busy machine, most of it for the look at the table). But programs leave things
-// on pooled connections, by accident too: an open transaction, a role, a search_path, an
-// encoding. Not all of that can be seen, or undone without harm to the program. And a lease that
-// queued for a pool would be lost when the pool is exhausted, or would exhaust a small pool.
+// A pooled connection would save the time to connect, once (some 45 ms on a busy machine, most
+// of it spent on examining the table). But programs leave things on pooled connections, also by
+// accident: an open transaction, a role, a search_path, an encoding. Not all of these can be
+// detected, or undone without harm to the program. And a lease that queued for a pool would be
+// lost when the pool is exhausted, or would itself exhaust a small pool.
 //
 // Each request is one statement in a transaction of its own: the row's lock and the re-check
 // after it make the compare-and-swap atomic in READ COMMITTED. The times are
@@ -78,26 +78,27 @@ type Witness struct {
 	pool Pool
 
 	conn      *sql.Conn      // nil: not open
-	own       *sql.DB        // conn's
-	inner     driver.Conn    // its driver's own
-	pq        bool           // that is lib/pq's
+	ownDB     *sql.DB        // that conn is of
+	inner     driver.Conn    // the driver's own connection below conn
+	pq        bool           // inner is lib/pq's
 	sock      *pqconn.Socket // nil: the driver dials by itself
 	driverPID int            // the process id that the driver was told at log-in; 0 if it does not tell
-	pooler    bool           // there is one, and the backend may change
-	listen    bool           // LISTENs
-	proved    bool           // the server's advisory locks lock
+	pooler    bool           // there is a pooler, or there may be: the backend may change
+	listen    bool           // the session LISTENs
+	proved    bool           // the server's advisory locks do lock
 	limit     time.Duration  // of a request
+	overrule  bool           // the session begins read-only, though the server may be written to
 
-	pid       atomic.Int64              // of the server's process; 0: behind a pooler, or not known
-	table     atomic.Pointer[usedTable] // for everyone, and stays when the link is closed
-	overrule  bool                      // read-only is what the session begins with, not what the server wants
-	barred    time.Time                 // since when the courtesy lock could not be had; zero: it could
-	told      bool                      // who has it, and it is done without
-	deaf      time.Time                 // until when LISTEN is not tried
-	mute      time.Time                 // until when NOTIFY is not
-	heardBell time.Time                 // when a bell was answered last
-	madeRoom  time.Time                 // when a connection of the pool was closed last
-	warned    atomic.Bool               // a WARNING came during the statement
+	pid   atomic.Int64              // of the server's process; 0: behind a pooler, or not known
+	table atomic.Pointer[usedTable] // read by anyone; it outlives the connection
+
+	barredSince   time.Time   // the courtesy lock could not be had since then; zero: it could
+	lockIgnored   bool        // it was logged who has it, and acquisitions do without
+	noListenUntil time.Time   // LISTEN is not tried before
+	noNotifyUntil time.Time   // NOTIFY is not tried before
+	bellAt        time.Time   // when a bell was answered last
+	madeRoomAt    time.Time   // when a connection of the pool was closed last
+	warned        atomic.Bool // a WARNING came during the statement
 
 	mu      sync.Mutex    // guards the field below, and sock's read deadline while it is set
 	waiting bool          // in awaitReadable
@@ -132,7 +133,7 @@ func (w *Witness) Table() string {
 // ErrNotOurs is of a pool that is not baldur's.
 var ErrNotOurs = errors.New(`the pool is not baldur's: open it by sql.Open("baldur-pq", …), Open or OpenDB`)
 
-// open connects, if need be, and makes sure that the server can be a witness.
+// open connects, if it is not open, and makes sure that the server can be a witness.
 func (w *Witness) open(ctx context.Context) error {
 	if w.conn != nil {
 		return nil
@@ -140,7 +141,7 @@ func (w *Witness) open(ctx context.Context) error {
 	if w.pool.Closed() {
 		return fmt.Errorf("baldur: lease %q: the pool is closed", w.cfg.Name)
 	}
-	w.limit = w.cfg.TTL // it looks at more, which takes a busy server some time, and waits for no lock
+	w.limit = w.cfg.TTL // examining takes a busy server longer, and waits for no lock
 	err := w.connect(ctx)
 	w.limit = w.cfg.Attempt
 	if err != nil {
@@ -150,11 +151,11 @@ func (w *Witness) open(ctx context.Context) error {
 	return err
 }
 
-// connect dials, and looks at the server. A refusal is the server's answer, or says
-// what is wrong with it.
+// connect dials and examines the server. A refusal is the server's answer, or says what is
+// wrong with the server.
 func (w *Witness) connect(ctx context.Context) error {
 	c := &ownConnector{pool: w.pool}
-	w.own = sql.OpenDB(c)
+	w.ownDB = sql.OpenDB(c)
 	var err error
 	if w.conn, err = w.dial(ctx, c); err != nil {
 		return err
@@ -164,8 +165,8 @@ func (w *Witness) connect(ctx context.Context) error {
 		w.inner, w.driverPID = w.pool.Inner(dc.(driver.Conn))
 		w.pq = pqconn.Is(w.inner)
 		if w.pq {
-			// A commit that waits for a synchronous standby, and is cancelled, comes
-			// with success and a warning: it may be lost in a failover.
+			// A commit that is cancelled while it waits for a synchronous standby is
+			// reported as a success with a warning: a failover may lose it.
 			pq.SetNoticeHandler(w.inner, func(e *pq.Error) {
 				if e.Code == "01000" {
 					w.warned.Store(true)
@@ -183,9 +184,9 @@ func (w *Witness) connect(ctx context.Context) error {
 	return w.examine(ctx)
 }
 
-// dial connects. Where the server has no connection left, one of those that lie idle in the
-// pool is given up for it; and, no more than once in a TTL, where there was no answer, as of
-// a pooler that has none for us.
+// dial connects. If the server has no connection left, an idle one of the pool is closed to
+// make room. So it is, at most once in a TTL, if there was no answer, as from a pooler that has
+// no connection to spare.
 func (w *Witness) dial(ctx context.Context, c *ownConnector) (*sql.Conn, error) {
 	first := ctx
 	if deadline, ok := ctx.Deadline(); ok {
@@ -193,30 +194,30 @@ func (w *Witness) dial(ctx context.Context, c *ownConnector) (*sql.Conn, error) 
 		first, cancel = context.WithTimeout(ctx, time.Until(deadline)*3/4)
 		defer cancel()
 	}
-	conn, err := c.conn(hook.Own(first), w.own)
+	conn, err := c.conn(hook.Own(first), w.ownDB)
 	if err == nil || ctx.Err() != nil {
 		return conn, err
 	}
 	code, _ := pqconn.SQLState(err)
 	least := 1
 	if code != "53300" {
-		if first.Err() == nil || time.Since(w.madeRoom) < w.cfg.TTL {
+		if first.Err() == nil || time.Since(w.madeRoomAt) < w.cfg.TTL {
 			return nil, err
 		}
-		least = 2 // a pooler's connection to the server may be the only one
+		least = 2 // the pooler may have only one connection to the server
 	}
 	if s, ok := w.pool.State(); !ok || s.Idle < least {
 		return nil, err
 	}
-	w.madeRoom = time.Now()
-	// It is had at once, unless it has gone meanwhile.
+	w.madeRoomAt = time.Now()
+	// It comes at once, unless it has been taken meanwhile.
 	at, cancel := context.WithTimeout(hook.Own(ctx), w.cfg.Attempt/4)
 	defer cancel()
 	if idle, e := w.pool.DB.Conn(at); e == nil {
 		sqlpool.Discard(idle)
 		w.cfg.Log.Info("baldur: a connection of the pool was closed to make room for the lease's", "lease", w.cfg.Name, "error", err)
 	}
-	return c.conn(hook.Own(ctx), w.own)
+	return c.conn(hook.Own(ctx), w.ownDB)
 }
 
 // ownConnector connects as the pool does, beside it.
@@ -230,9 +231,9 @@ func (c *ownConnector) Connect(ctx context.Context) (ci driver.Conn, err error) 
 	return ci, err
 }
 
-// conn returns a connection of own, which is c's, that answers, and is in no transaction, as a hook of
-// the program's may have left one open. A pooler also lets in whom it has no connection to
-// the server for.
+// conn returns a connection of own, c's pool, that answers and is in no transaction: a hook of
+// the program may have left one open. That it answers must be tried, since a pooler admits
+// clients for whom it has no connection to the server.
 func (c *ownConnector) conn(ctx context.Context, own *sql.DB) (*sql.Conn, error) {
 	conn, err := own.Conn(ctx)
 	if err != nil {
@@ -272,8 +273,8 @@ func (c *ownConnector) status(dc any) byte {
 	return pqconn.TxStatus(inner)
 }
 
-// examine takes the settings that the session needs, refuses a server that cannot
-// keep the promises, and finds the table.
+// examine makes the settings that the session needs, refuses a server that cannot keep the
+// promises, and finds the table.
 func (w *Witness) examine(ctx context.Context) error {
 	var recovery, writable bool
 	var pid int64
@@ -284,8 +285,8 @@ func (w *Witness) examine(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// Whoever runs the server may want it not to be written: it may have been replaced
-	// by another one. What a role, a database, a DSN or a hook sets is for the program.
+	// A server that its operator has made read-only stays so: it may have been replaced by
+	// another one. Defaults of a role, a database, a DSN or a hook are meant for the program.
 	byServer := source == "configuration file" || source == "command line" || source == "environment variable"
 	switch {
 	case recovery:
@@ -296,7 +297,7 @@ func (w *Witness) examine(ctx context.Context) error {
 		return w.unfit(fmt.Sprintf("the server is %.60q; the witness must be a PostgreSQL", string(version)))
 	}
 	w.overrule = !writable
-	if w.pooler = int64(w.driverPID) != pid; !w.pooler { // with another driver than pq it is not known
+	if w.pooler = int64(w.driverPID) != pid; !w.pooler { // not known with other drivers
 		w.pid.Store(pid)
 		if err := w.settle(ctx); err != nil {
 			return err
@@ -312,8 +313,8 @@ func (w *Witness) examine(ctx context.Context) error {
 	return w.makeRow(ctx)
 }
 
-// settle sets, for the session, what would end it between two requests or in one: not
-// behind a pooler, where the session is also another's.
+// settle disables the timeouts that would end the session between two requests or within
+// one. It is not called behind a pooler, where others use the session too.
 func (w *Witness) settle(ctx context.Context) error {
 	return w.ask(ctx, readOnly, pgsql.Fill(`SELECT pg_catalog.set_config(s.name, '0'::pg_catalog.text, false) FROM pg_catalog.pg_settings s
 	WHERE s.name {=} ANY (ARRAY['idle_session_timeout', 'transaction_timeout']::pg_catalog.text[])`),
@@ -359,12 +360,12 @@ func (w *Witness) findTable(ctx context.Context) error {
 // nearEnough refuses a server that is too far away for the TTL.
 func (w *Witness) nearEnough(ctx context.Context) error {
 	var rtt time.Duration
-	for range 2 { // it may be slow just now
+	for range 2 { // the first may happen to be slow
 		began := time.Now()
 		var err error
 		if w.pq {
 			err = w.queryRow(ctx, readOnly, "SELECT 1", new(int))
-		} else { // of which a request takes several
+		} else { // a request takes several round trips
 			err = w.run(ctx, func(ctx context.Context) error { return w.conn.QueryRowContext(ctx, "SELECT 1").Scan(new(int)) })
 		}
 		if err != nil {
@@ -387,29 +388,29 @@ func (w *Witness) makeRow(ctx context.Context) error {
 	return w.ask(ctx, readWrite, w.fill(leaseInsert), nil)
 }
 
-// attend begins to listen, and tells whether it has. It comes when requests have succeeded
-// and there is time to wait: without it, changes are found by polling.
+// attend begins to LISTEN, and tells whether it does. It is called when there is nothing else
+// to do: without it, changes are found by polling.
 func (w *Witness) attend(ctx context.Context) bool {
-	if !w.cfg.Notify || !canPeek || w.sock == nil || w.pooler || time.Now().Before(w.deaf) {
+	if !w.cfg.Notify || !canPeek || w.sock == nil || w.pooler || time.Now().Before(w.noListenUntil) {
 		return false
 	}
 	if w.listen = w.aside(ctx, "LISTEN "+pq.QuoteIdentifier(leaseChannel(w.cfg.Name))); !w.listen {
-		w.deaf = time.Now().Add(3 * w.cfg.TTL)
+		w.noListenUntil = time.Now().Add(3 * w.cfg.TTL)
 	}
 	return w.listen
 }
 
-// Announce tells those who listen of a change. It is a request of its own, after the
-// commit: a notification can fail, or wait, for what others have notified.
+// Announce notifies those who LISTEN of a change. It is a request of its own, after the
+// commit: NOTIFY may fail or block because of the notifications of others.
 func (w *Witness) Announce(ctx context.Context) {
-	if w.cfg.Notify && w.conn != nil && ctx.Err() == nil && !time.Now().Before(w.mute) {
+	if w.cfg.Notify && w.conn != nil && ctx.Err() == nil && !time.Now().Before(w.noNotifyUntil) {
 		if !w.aside(ctx, "NOTIFY "+pq.QuoteIdentifier(leaseChannel(w.cfg.Name))) {
-			w.mute = time.Now().Add(3 * w.cfg.TTL)
+			w.noNotifyUntil = time.Now().Add(3 * w.cfg.TTL)
 		}
 	}
 }
 
-// aside does what can be done without, in a small part of an attempt.
+// aside does what is not essential, in a small part of an attempt.
 func (w *Witness) aside(ctx context.Context, command string) bool {
 	ctx, cancel := context.WithTimeout(ctx, w.cfg.Attempt/2)
 	defer cancel()
@@ -424,7 +425,7 @@ func (w *Witness) unfit(why string) error {
 	return lease.Refusal{Err: fmt.Errorf("baldur: lease %q: %s", w.cfg.Name, why)}
 }
 
-// explain adds to a server's answer what there is more to say.
+// explain adds advice to a server's error.
 func (w *Witness) explain(err error, code string) error {
 	why := ""
 	switch code {
@@ -450,10 +451,10 @@ func (w *Witness) explain(err error, code string) error {
 	return fmt.Errorf("baldur: lease %q: %s: %w", w.cfg.Name, why, err)
 }
 
-// proveLocks finds out whether the server's advisory locks are more than stubs,
-// as some that speak PostgreSQL's protocol have: two connections must not have
-// the same one. It is done once. Where the second connection cannot be had soon, it
-// is left for the next time: what it protects is order among candidates, not safety.
+// proveLocks finds out whether the server's advisory locks are real. Some servers that speak
+// PostgreSQL's protocol have stubs, by which two connections get the same lock. It is done
+// once. If a second connection is not available soon, it is left for the next time: the lock
+// keeps order among candidates, and safety does not depend on it.
 func (w *Witness) proveLocks(ctx context.Context) error {
 	if w.proved {
 		return nil
@@ -489,7 +490,7 @@ func (w *Witness) proveLocks(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(hook.Own(ctx), soon)
 		defer cancel()
 		otherErr = other.QueryRowContext(ctx, try).Scan(&second)
-		return tx.Commit() // what has ended meanwhile has no lock
+		return tx.Commit() // fails if the server has ended it meanwhile, and with it the lock
 	})
 	if err != nil {
 		return err
@@ -520,8 +521,8 @@ const (
 	readWrite accessMode = true
 )
 
-// ask does a request: a statement in a transaction of its own, which the server too
-// ends soon after an attempt's time, whatever is locked.
+// ask does a request: one statement in a transaction of its own, which the server, too, ends
+// soon after the attempt's time, whatever is locked.
 func (w *Witness) ask(ctx context.Context, mode accessMode, statement string, each func(*sql.Rows) error) error {
 	limit := w.limit
 	if deadline, ok := ctx.Deadline(); ok {
@@ -544,16 +545,15 @@ func (w *Witness) queryRow(ctx context.Context, mode accessMode, statement strin
 	return err
 }
 
-// serverGrace is for how long the server goes on with a request after its time. A wait
-// for a synchronous standby that is cancelled is a success with a warning, which not all
-// drivers tell of: we must have given up before.
+// serverGrace is for how much longer than we do the server goes on with a request. A
+// cancelled wait for a synchronous standby is reported as a success with a warning, which not
+// all drivers pass on: we must have given up before the server cancels it.
 const serverGrace = 500 * time.Millisecond
 
-// within does a request within a time. The settings are a transaction's, and come
-// before the statement: it waits for the locks of its tables before anything in it is
-// carried out.
+// within does a request within a time limit. The timeouts are set in its transaction, before
+// the statement: a statement waits for its tables' locks before any of it is executed.
 //
-// With lib/pq that is one message. Other drivers send a statement at a time.
+// With lib/pq that is one message; other drivers send one statement at a time.
 func (w *Witness) within(ctx context.Context, limit time.Duration, mode accessMode, statement string, each func(*sql.Rows) error) error {
 	limit = max(0, limit)
 	wait, limitMS := max(1, (limit*4/5).Milliseconds()), (limit + serverGrace).Milliseconds()
@@ -574,7 +574,7 @@ func (w *Witness) within(ctx context.Context, limit time.Duration, mode accessMo
 		if err == nil && status != 'I' {
 			return fmt.Errorf("baldur: lease %q: the transaction has not ended: status %q", w.cfg.Name, status)
 		}
-		if status == 'E' { // an error breaks a message off before its COMMIT
+		if status == 'E' { // after an error the rest of the message, with its COMMIT, is skipped
 			if _, end := w.conn.ExecContext(ctx, "ROLLBACK"); end != nil {
 				err = errors.Join(err, end)
 			}
@@ -608,7 +608,7 @@ func (w *Witness) inTx(ctx context.Context, wait, limit int64, mode accessMode, 
 	return tx.Commit()
 }
 
-// eachRow calls each for the rows of a query; nil where there are none to read.
+// eachRow calls each for every row of a query. It may be nil where there are no rows.
 func eachRow(ctx context.Context, on interface {
 	QueryContext(context.Context, string, ...any) (*sql.Rows, error)
 }, query string, each func(*sql.Rows) error) error {
@@ -625,10 +625,10 @@ func eachRow(ctx context.Context, on interface {
 	return errors.Join(rows.Err(), rows.Close())
 }
 
-// run calls f, which uses the connection. When ctx ends the socket is cut, so that f does not
-// wait; pq's own way is to dial once more, for a cancel request, which on a silent network waits
-// too. After an error that is not a refusal the link is closed: what was sent may yet be carried
-// out, but its reply will not be taken for another's.
+// run calls f, which uses the connection. When ctx ends the socket is cut, so that f returns
+// at once; lib/pq itself would dial again to send a cancel request, which hangs on a silent
+// network too. Then the connection is closed: what was sent may yet be executed, but its reply
+// cannot be taken for that of a later request.
 func (w *Witness) run(ctx context.Context, f func(context.Context) error) error {
 	if ctx.Err() != nil { // not sent
 		return lease.Refusal{Err: context.Cause(ctx)}
@@ -637,7 +637,7 @@ func (w *Witness) run(ctx context.Context, f func(context.Context) error) error 
 	w.warned.Store(false)
 	if w.sock == nil {
 		err := f(ctx)
-		if ctx.Err() != nil { // the answer may be of what the server has broken off
+		if ctx.Err() != nil { // the answer may be about a statement that was cancelled
 			err = errors.Join(context.Cause(ctx), err)
 			w.Close()
 			return err
@@ -646,7 +646,7 @@ func (w *Witness) run(ctx context.Context, f func(context.Context) error) error 
 	}
 	stop := context.AfterFunc(ctx, w.sock.Cut)
 	err := f(context.WithoutCancel(ctx))
-	if !stop() || ctx.Err() != nil { // cut, now or in a moment
+	if !stop() || ctx.Err() != nil { // the socket is cut, or will be in a moment
 		err = errors.Join(context.Cause(ctx), err)
 		w.Close()
 		return err
@@ -654,9 +654,9 @@ func (w *Witness) run(ctx context.Context, f func(context.Context) error) error 
 	return w.failed(err)
 }
 
-// failed classifies what came of a round trip, and closes the link after an error: often it is
-// not the request but the connection that must change, since the server has become read-only,
-// the table has moved, or a right was given. Only where somebody has a lock is it kept.
+// failed classifies the result of a round trip, and closes the connection after an error: often
+// the remedy is a new one, since the server has become read-only, the table has moved, or a
+// right was granted. Only if somebody holds a lock is it kept.
 func (w *Witness) failed(err error) error {
 	if err == nil && w.warned.Load() {
 		err = errors.New("baldur: the server committed with a warning: it may not be on the synchronous standby")
@@ -679,7 +679,7 @@ func (w *Witness) classify(err error) error {
 	}
 	if code, ok := pqconn.SQLState(err); ok {
 		switch code[:2] {
-		case "08", "57", "58", "XX": // the connection, the server's end, its disk, its faults: was it before the commit?
+		case "08", "57", "58", "XX": // connection, shutdown, disk, internal error: it may have come after the commit
 			return err
 		}
 		return lease.Refusal{Err: w.explain(err, code)}
@@ -693,7 +693,7 @@ func (w *Witness) classify(err error) error {
 	return err
 }
 
-// Close gives the connection up.
+// Close closes the connection.
 func (w *Witness) Close() {
 	if w.sock != nil {
 		w.sock.EndBy(time.Now().Add(closeGrace)) // for pq's farewell
@@ -701,41 +701,41 @@ func (w *Witness) Close() {
 	if w.conn != nil {
 		_ = w.conn.Close()
 	}
-	if w.own != nil {
-		_ = w.own.Close()
+	if w.ownDB != nil {
+		_ = w.ownDB.Close()
 	}
-	w.conn, w.own, w.inner, w.sock, w.pq, w.pooler, w.listen, w.overrule = nil, nil, nil, nil, false, false, false, false
+	w.conn, w.ownDB, w.inner, w.sock, w.pq, w.pooler, w.listen, w.overrule = nil, nil, nil, nil, false, false, false, false
 	w.pid.Store(0)
 }
 
 // closeGrace is how long the farewell to the server may take.
 const closeGrace = 200 * time.Millisecond
 
+// IsOpen tells whether there is a connection.
 func (w *Witness) IsOpen() bool { return w.conn != nil }
 
-// bellPart of a TTL passes between two bells that are answered. Whoever may connect can
-// ring; it costs a change that comes just then as much time.
+// Between two notifications that are answered a TTL/bellPart passes at least: anyone who may
+// connect can send some. A change that is announced meanwhile is noticed that much later.
 const bellPart = 50
 
-// Wait returns after d, or sooner on Interrupt, if unless says so at the
-// beginning, or, with bell, if there is news of the lease, which the next
-// request will read.
+// Wait returns after d, or sooner on Interrupt, if unless says so at the beginning, or, with
+// bell, if a notification has arrived. The next request reads it.
 func (w *Witness) Wait(d time.Duration, bell bool, unless func() bool) {
 	if bell && !w.listen && w.IsOpen() && !unless() && w.attend(context.Background()) {
-		return // for a look at what was announced before
+		return // to look at what was announced before we listened
 	}
 	if !bell || !w.listen {
 		w.pause(d, unless)
 		return
 	}
-	if early := time.Until(w.heardBell.Add(w.cfg.TTL / bellPart)); early > 0 {
+	if early := time.Until(w.bellAt.Add(w.cfg.TTL / bellPart)); early > 0 {
 		if early = min(early, d); w.pause(early, unless) || early == d {
 			return
 		}
 		d -= early
 	}
 	if w.awaitBell(d, unless) {
-		w.heardBell = time.Now()
+		w.bellAt = time.Now()
 	}
 }
 
@@ -757,7 +757,7 @@ func (w *Witness) pause(d time.Duration, unless func() bool) bool {
 // awaitBell waits for something to read, and tells whether there is.
 func (w *Witness) awaitBell(d time.Duration, unless func() bool) bool {
 	if pqconn.Buffered(w.inner) > 0 {
-		return true // pq has read more than the last reply
+		return true // lib/pq has already read it
 	}
 	sc, ok := w.sock.Conn.(syscall.Conn)
 	if !ok {
@@ -794,7 +794,7 @@ func (w *Witness) awaitBell(d time.Duration, unless func() bool) bool {
 	return ready
 }
 
-// Interrupt ends a wait, this one or the next. It may be called by anyone.
+// Interrupt ends a Wait, the present one or the next. Any goroutine may call it.
 func (w *Witness) Interrupt() {
 	select {
 	case w.wake <- struct{}{}:

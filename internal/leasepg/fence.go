@@ -44,7 +44,7 @@ func heldBy(name, id string, epoch int64) string {
 	return "l.name {=} " + pgsql.Text(name) + " AND l.lease_id {=} " + pgsql.Text(id) + " AND l.epoch {=} " + pgsql.Int(epoch) + "::pg_catalog.int8"
 }
 
-// guard locks the row of a table for which a condition holds.
+// guard locks the row of a table that satisfies a condition.
 func guard(ctx context.Context, tx *sql.Tx, table, condition string, idle time.Duration) (g Guarded, err error) {
 	limit := "NULL::pg_catalog.text"
 	if idle > 0 {
@@ -64,14 +64,14 @@ FROM (SELECT pg_catalog.current_setting('transaction_isolation'::pg_catalog.text
 const (
 	guardedRow = `SELECT l.name, l.epoch FROM {table} l WHERE {condition} FOR KEY SHARE OF l`
 
-	// Whether the lock of g is the transaction's own. What a subtransaction has locked is
-	// free again when that is rolled back, while the transaction goes on.
+	// Whether the lock of g is the transaction's own. A lock taken by a subtransaction is
+	// released when that is rolled back, while the transaction goes on.
 	//
 	// The row's xmax is then the transaction's id, or a multixact of which it is a member.
-	// Of the two kinds of number xmax has no sign, so that it is only looked up as a
-	// multixact where there can be such a one. Else, as after a renewal that the snapshot
-	// does not see, the transaction's locks tell: a subtransaction that has locked a row
-	// has an id of its own, and a lock of that.
+	// xmax does not say which of the two kinds of number it is, so it is looked up as a
+	// multixact only if such a one can exist. Otherwise, as after a renewal that the snapshot
+	// does not see, the transaction's locks tell: a subtransaction that has locked a row has
+	// an id of its own, and holds a lock on it.
 	guardIsTop = `(SELECT CASE
 	WHEN t.xmax {=} x.id THEN true
 	WHEN pg_catalog.mxid_age(t.xmax) {>} 0 AND pg_catalog.mxid_age(t.xmax) {<=} (

@@ -12,9 +12,9 @@ import (
 
 const killEvery = 20 * time.Millisecond
 
-// killGuards begins to end the sessions that keep the witness's next statement
-// waiting, from killAfter on and one after the other, on a connection beside the
-// pool; the function that it returns ends that. See WithFenceKill.
+// killGuards ends the sessions for which the witness's next statement waits, from KillAfter
+// on, by a connection beside the pool, until the function that it returns is called. See
+// WithFenceKill.
 func (w *Witness) killGuards(ctx context.Context) (stop func()) {
 	pid := w.pid.Load()
 	if w.cfg.KillAfter == 0 || pid == 0 {
@@ -30,8 +30,8 @@ func (w *Witness) killGuards(ctx context.Context) (stop func()) {
 		case <-ctx.Done():
 			return
 		}
-		// A guard has locked a row of the table for sharing. Other candidates, and a holder,
-		// keep us waiting too, and change it.
+		// A guard holds a row of the table for sharing. Other candidates and a holder also
+		// keep us waiting, but they have the table locked for writing.
 		kill := pgsql.Fill(`SELECT pg_catalog.count(pg_catalog.pg_terminate_backend(b.pid))
 	FROM pg_catalog.unnest(pg_catalog.pg_blocking_pids({pid}::pg_catalog.int4)) AS b(pid) WHERE b.pid {<>} 0
 		AND EXISTS ({lock} {=} 'RowShareLock'::pg_catalog.text) AND NOT EXISTS ({lock} {=} 'RowExclusiveLock'::pg_catalog.text)`,

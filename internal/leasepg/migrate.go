@@ -15,14 +15,13 @@ import (
 	"github.com/baldur-go/baldur/internal/pqconn"
 )
 
-// The lease table. What version it is shows in its columns and indexes. The comment,
-// which people change, says it only to processes of a version before this one, and to
-// this one if it is of a later version.
+// The lease table. Its version shows in its columns and indexes. The comment, which people
+// edit, tells the version only to processes of an earlier one, and to this one if the table is
+// of a later one.
 //
-// The unique index makes epoch a key column: a takeover, which changes it, then
-// waits for FOR KEY SHARE, and a renewal, which does not, passes: see
-// RequirePrimary. The other columns are in no index and the pages are half
-// empty, so that a renewal is a HOT update.
+// The unique index makes epoch a key column: a takeover, which changes it, waits for FOR KEY
+// SHARE, and a renewal, which does not change it, passes: see RequirePrimary. No other column is
+// indexed, and the pages are half empty, so that a renewal is a HOT update.
 const (
 	leaseTable   = "baldur_lease"
 	leaseComment = "baldur quorum, version "
@@ -113,7 +112,7 @@ func (spec *tableSpec) move(ctx context.Context, conn *sql.Conn, to [2]string) e
 	if t == nil {
 		return errors.New("there is no lease table")
 	}
-	// First without the lock: a holder's renewals would queue behind us while we wait for it.
+	// First without the lock: while we waited for it, a holder's renewals would queue behind us.
 	if err := noneLive(ctx, tx, t.name); err != nil {
 		return err
 	}
@@ -157,7 +156,7 @@ func noneLive(ctx context.Context, tx *sql.Tx, table string) error {
 	return err
 }
 
-// ParseTable reads a name of WithLeaseTable's.
+// ParseTable splits the name that WithLeaseTable takes into schema and table.
 func ParseTable(name string) (table [2]string, err error) {
 	parts, err := pgsql.SplitIdentifier(name)
 	switch {
@@ -175,10 +174,9 @@ func ParseTable(name string) (table [2]string, err error) {
 	return [2]string(parts), nil
 }
 
-// onCleanConn calls f, for migrateTimeout at most, with a connection whose session is new:
-// made beside the pool by its connector, if it is baldur's, and cut when ctx ends. Of another
-// pool, or where that cannot be had in a quarter of the time, it is one of the pool's that is in
-// no transaction.
+// onCleanConn calls f, for migrateTimeout at most, with a connection whose session is new: it is
+// made beside the pool, by its connector, and cut when ctx ends. If the pool is not baldur's, or
+// if that takes more than a quarter of the time, it is a pooled one that is in no transaction.
 func onCleanConn(ctx context.Context, pool Pool, f func(context.Context, *sql.Conn) error) error {
 	ctx, cancel := context.WithTimeout(hook.Own(ctx), migrateTimeout)
 	defer cancel()
@@ -209,14 +207,14 @@ func onCleanConn(ctx context.Context, pool Pool, f func(context.Context, *sql.Co
 	return f(ctx, conn)
 }
 
-// migrateTimeout bounds a migration, which waits for locks of others.
+// migrateTimeout bounds a migration, which may wait for locks.
 const migrateTimeout = time.Minute
 
-// migrate finds the table, or makes it; asked, also beside one of another name.
+// migrate finds the table, or makes it. If asked to, it makes it beside one of another name.
 //
-// CREATE TABLE IF NOT EXISTS fails if two do it at once. An advisory lock would keep the
-// one from the other, but anybody can keep that: it is tried again. Not for ever, since a
-// type of the table's name is in the way for good, with the same error.
+// CREATE TABLE IF NOT EXISTS fails if two sessions do it at once. An advisory lock would
+// prevent that, but anyone can hold one: it is tried again instead. Not for ever, since a type
+// of the table's name gives the same error and does not go away.
 func (spec *tableSpec) migrate(ctx context.Context, conn *sql.Conn, limit time.Duration, asked bool) (err error) {
 	for range 10 {
 		err = spec.migrateOnce(ctx, conn, limit, asked)
@@ -243,7 +241,7 @@ func (spec *tableSpec) migrateOnce(ctx context.Context, conn *sql.Conn, limit ti
 		}
 		t, err = spec.findIn(ctx, tx, asked)
 	}
-	for _, fence := range []string{spec.fence, fenceIndexAnyName} { // the name may be another relation's
+	for _, fence := range []string{spec.fence, fenceIndexAnyName} { // the index's name may be taken by another relation
 		if errors.Is(err, errNoFence) && (asked || made) {
 			if _, cause := tx.ExecContext(ctx, pgsql.Fill(fence, "{table}", t.name, "{index}", spec.indexName())); cause != nil {
 				return fmt.Errorf("%w; it cannot be made: %w", err, cause)
@@ -260,8 +258,8 @@ func (spec *tableSpec) migrateOnce(ctx context.Context, conn *sql.Conn, limit ti
 	return tx.Commit()
 }
 
-// beginChange begins a transaction that makes or changes a table, or seals, with the settings
-// that it needs.
+// beginChange begins a transaction that makes or changes a table, or seals an epoch, with the
+// settings that it needs.
 func beginChange(ctx context.Context, conn *sql.Conn, limit time.Duration) (*sql.Tx, error) {
 	tx, err := conn.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
 	if err != nil {
@@ -285,8 +283,8 @@ func beginChange(ctx context.Context, conn *sql.Conn, limit time.Duration) (*sql
 	return tx, nil
 }
 
-// findIn finds the table that the spec means; if asked for by its name, whatever tables of
-// other names there are.
+// findIn finds the table that the spec means. If it was asked for by name, tables of other
+// names do not matter.
 func (spec *tableSpec) findIn(ctx context.Context, tx *sql.Tx, asked bool) (*foundTable, error) {
 	found, err := spec.find(ctx, func(ctx context.Context, query string, each func(*sql.Rows) error) error {
 		return eachRow(ctx, tx, query, each)
@@ -300,7 +298,7 @@ func (spec *tableSpec) findIn(ctx context.Context, tx *sql.Tx, asked bool) (*fou
 	return spec.choose(found, 0)
 }
 
-// indexName is the name of the index of (name, epoch) in a table that is to be made.
+// indexName is the quoted name of the index of (name, epoch) of a table that is to be made.
 func (spec *tableSpec) indexName() string {
 	const suffix = "_fence"
 	name := spec.table

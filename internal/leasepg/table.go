@@ -15,18 +15,17 @@ import (
 	"github.com/baldur-go/baldur/internal/pgsql"
 )
 
-// Which table holds the leases, or the sealed epochs, of a database, and whether
-// it may be trusted.
+// Which table holds the leases, or the sealed epochs, of a database, and whether it may be
+// trusted.
 //
-// The answer must be the same for every session, since two processes that mean two
-// tables are two primaries. A table is therefore found in the catalogs, in whatever
-// schema it is, and not by the search_path, which roles, tenants and poolers
-// change. Once it is known, it is known by its oid. Where several could be meant,
-// none is used.
+// The answer must be the same in every session, since two processes that use two tables are
+// two primaries. A table is therefore looked up in the catalogs, in whatever schema it is, and
+// not along the search_path, which differs between roles, tenants and poolers. Once found, it
+// is known by its oid. Where several could be meant, none is used.
 //
-// A new table is made in the schema public. A schema of its own would be tidier, but
-// a process of the version before this one looks along the search_path: it would
-// not see the table there, and would make a second one.
+// A new table is made in the schema public. A schema of its own would be tidier, but processes
+// of the version before this one look along the search_path: they would not find the table
+// there, and would make a second one.
 
 // defaultSchema is where a new table is made.
 const defaultSchema = "public"
@@ -35,13 +34,13 @@ const defaultSchema = "public"
 type tableSpec struct {
 	usual   string            // its name where none was asked for
 	table   string            // its name
-	schema  string            // the only one that it may be in (WithLeaseTable); "": any
+	schema  string            // the only schema in which it may be (WithLeaseTable); "": any
 	owners  []string          // roles that may own it, besides those that may in any case
 	columns map[string]string // names and types; there may be others
-	mark    string            // the beginning of its comment, by which one with another name is recognised; "": none
+	mark    string            // how its comment begins, which identifies a table of another name; "": none
 	create  []string          // the statements that make it; {table} is its name
 	fence   string            // the statement that makes its index of (name, epoch)
-	remedy  string            // what an error advises
+	remedy  string            // what errors advise
 }
 
 // A foundTable is a table that could be meant.
@@ -55,22 +54,22 @@ type foundTable struct {
 	logged   bool
 	comment  string
 	owner    string
-	accepted bool     // the owner is one of those who may own it
+	accepted bool     // its owner may own it
 	key      bool     // it has a unique index of (name)
 	fence    bool     // and one of (name, epoch)
 	columns  []string // "name type", of types of PostgreSQL's own
-	refused  []string // what would run code of others, or hide rows
+	refused  []string // what would run other people's code, or hide rows
 	lacks    []string // the rights that the role lacks
 }
 
-// AllowTriggers has a lease table be accepted that has triggers, by which
-// internal/quorumtest records what happens to it.
+// AllowTriggers accepts a lease table that has triggers, by which internal/quorumtest records
+// what happens to it.
 var AllowTriggers bool
 
 // asker runs a query and calls each for every row.
 type asker func(ctx context.Context, query string, each func(*sql.Rows) error) error
 
-// find asks for the tables that spec could mean.
+// find returns the tables that spec could mean.
 func (spec *tableSpec) find(ctx context.Context, ask asker) (found []foundTable, err error) {
 	owners := make([]string, len(spec.owners))
 	for i, o := range spec.owners {
@@ -91,15 +90,15 @@ func (spec *tableSpec) find(ctx context.Context, ask asker) (found []foundTable,
 	return found, err
 }
 
-// choose returns the table that spec means, of those found, for a process that has
-// used the one with the oid known (0: none yet); nil if there is none. An error
-// names the tables that could be meant.
+// choose returns the table that spec means, of those found, for a process that has so far
+// used the one with the oid known (0: none yet); nil if there is none. An error names the
+// tables that could be meant.
 func (spec *tableSpec) choose(found []foundTable, known int64) (*foundTable, error) {
 	namesake := func(t foundTable) bool { return t.namesake }
 	if i := slices.IndexFunc(found, func(t foundTable) bool { return t.oid == known }); i >= 0 {
 		t := &found[i]
 		if other := slices.IndexFunc(found, namesake); !t.namesake && other >= 0 {
-			// Who starts now means the other one.
+			// Processes that start now use the other one.
 			return t, fmt.Errorf("the table that was used is now %s, and there is %s %s", t.name, tableKinds[found[other].kind], found[other].name)
 		}
 		return t, spec.check(t)
@@ -119,19 +118,18 @@ func (spec *tableSpec) choose(found []foundTable, known int64) (*foundTable, err
 	case len(found) == 0:
 		return nil, nil
 	case len(ours) == 1 && (ours[0].public || spec.schema != "" || len(others) == 0):
-		// Whoever puts a table of the same name into another schema cannot keep us
-		// from the one in public. Elsewhere it is not clear which one a process of
-		// another role accepts.
+		// A stranger's table of the same name in another schema must not keep us from the one
+		// in public. In other schemas, a process of another role may accept another table.
 		return &ours[0], spec.check(&ours[0])
 	case len(ours) == 0 && len(others) == 1:
 		return nil, spec.check(&others[0])
-	case len(ours)+len(others) == 0: // it is not made silently, beside one that others use
+	case len(ours)+len(others) == 0: // do not make one silently beside one that others use
 		return nil, fmt.Errorf("there is no table %s, but %s; %s", spec, theirNames(rest), spec.remedy)
 	}
 	return nil, fmt.Errorf("several tables could be meant: %s; %s", theirNames(append(ours, others...)), spec.remedy)
 }
 
-// newName is the name, quoted, of a table that is to be made.
+// newName is the quoted name of a table that is to be made.
 func (spec *tableSpec) newName() string {
 	return pgsql.QuoteIdentifier(cmp.Or(spec.schema, defaultSchema)) + "." + pgsql.QuoteIdentifier(spec.table)
 }
@@ -196,13 +194,13 @@ func (t *foundTable) version(spec *tableSpec) (version int) {
 
 var errNoFence = errors.New("has no unique index of (name, epoch), without which a takeover does not wait for guarded transactions: call MigrateQuorum")
 
-// findTables asks for the tables that a spec could mean.
+// findTables finds the tables that a spec could mean.
 //
-// A superuser is, by pg_has_role, a member of every role, and it is superusers whom
-// it pays to trick: membership is followed in the catalog instead. A grant needs no
-// consent of who becomes a member, and whoever has a role's admin option, as of a role
-// that he has made, can grant it to anyone: it counts by who has granted it. What depends on a
-// built-in function is not in pg_depend, so that each function there is somebody's.
+// By pg_has_role a superuser is a member of every role, and superusers are the ones worth
+// tricking: membership is read from the catalog instead. A grant needs no consent of the new
+// member, and whoever has a role's admin option, as for a role that he has made, can grant it
+// to anyone: what counts is who granted it. Dependencies on built-in functions are not in
+// pg_depend, so that each function found there belongs to somebody.
 var findTables = `
 WITH RECURSIVE trusted(id) AS MATERIALIZED (
 	SELECT r.oid FROM pg_catalog.pg_roles r WHERE r.rolsuper OR r.rolname {=} CURRENT_USER OR r.rolname::pg_catalog.text {=} ANY (ARRAY[{owners}]::pg_catalog.text[])
@@ -275,7 +273,7 @@ const (
 	sqlFenceIndex = uniqueIndex + ` AND i.indnkeyatts {=} 2::pg_catalog.int2
 		AND (a.attname {=} 'name'::pg_catalog.name AND b.attname {=} 'epoch'::pg_catalog.name OR a.attname {=} 'epoch'::pg_catalog.name AND b.attname {=} 'name'::pg_catalog.name)`
 
-	// The columns whose type's schema is compared with what follows.
+	// The columns, with a comparison of their type's schema that is yet to be completed.
 	columnsOf = ` FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid {=} a.atttypid JOIN pg_catalog.pg_namespace s ON s.oid {=} t.typnamespace
 		WHERE a.attrelid {=} c.oid AND a.attnum {>} 0::pg_catalog.int2 AND NOT a.attisdropped AND s.nspname`
 )

@@ -21,8 +21,8 @@ var (
 
 // The statements. What is in braces is filled in by Witness.fill.
 var (
-	// The times are counts of microseconds: the text of a timestamp depends on the
-	// session's DateStyle. Longer texts than there can be are not ours.
+	// Times are read as counts of microseconds, since the text of a timestamp depends on the
+	// session's DateStyle. Texts are cut: what is longer than the limit is not ours.
 	leaseColumns = `l.epoch, l.renew_seq, ` + pgsql.Hex(`coalesce(pg_catalog.left(l.lease_id, 200::pg_catalog.int4), ''::pg_catalog.text)`) + `,
 	` + pgsql.Hex(`coalesce(pg_catalog.left(l.region, 200::pg_catalog.int4), ''::pg_catalog.text)`) + `,
 	l.ttl_ms, l.expires_at {<=} pg_catalog.clock_timestamp(), ` + sqlMicros("l.acquired_at") + `, ` + sqlMicros("l.expires_at") + `,
@@ -36,13 +36,13 @@ var (
 SELECT true, g.got, ` + leaseColumns + ` FROM u l CROSS JOIN g UNION ALL
 SELECT false, g.got, ` + leaseColumns + ` FROM {table} l CROSS JOIN g WHERE l.name {=} {name} AND {same} AND NOT EXISTS (SELECT FROM u)`
 
-	// Without the index a takeover would not wait for guarded transactions. It was there
-	// when the connection was made; to those who drop unused indexes it looks like one. The
-	// error leads to a new look at the table.
+	// Without the unique index a takeover would not wait for guarded transactions. The index
+	// was there when the connection was made, but it looks unused, and people drop unused
+	// indexes. The error has the table examined anew.
 	//
-	// One candidate at a time: the others need not queue for the row's lock, behind
-	// the transactions that the holder guards. That is a courtesy, which anyone who
-	// may connect can withhold: see Witness.Acquire.
+	// The advisory lock lets one candidate at a time wait for the row's lock, behind the
+	// transactions that the holder guards. It is a courtesy, which anyone who may connect
+	// can deny us: see Witness.Acquire.
 	leaseAcquire = `
 WITH g AS MATERIALIZED (
 	SELECT pg_catalog.pg_try_advisory_xact_lock({key}::pg_catalog.int8) AS got, {durable}
@@ -62,9 +62,8 @@ WITH g AS MATERIALIZED (
 	RETURNING l.*
 )` + leaseReply
 
-	// It does not look at the expiry: nobody else has taken the epoch, and the
-	// holder asks only while it believes. So a server's clock that is set forward
-	// deposes nobody.
+	// The expiry is not compared: nobody else has taken the epoch, and the holder asks only
+	// while it believes. So a server's clock that is set forward deposes nobody.
 	leaseRenew = `
 WITH g AS MATERIALIZED (SELECT true AS got, {durable}), u AS (
 	UPDATE {table} l SET renew_seq = l.renew_seq {+} 1::pg_catalog.int8, renewed_at = pg_catalog.clock_timestamp(), expires_at = {expiry}
@@ -81,8 +80,8 @@ WITH g AS MATERIALIZED (SELECT true AS got, {durable}), u AS (
 	RETURNING l.*
 )` + leaseReply
 
-	// A new row is no server's, so that the first candidate waits as after a
-	// failover, which may have lost it; but in the first timeline there was none.
+	// The epoch of a new row was given by no server, so that the first candidate waits as
+	// after a failover, which may have lost the row. In the first timeline there was none.
 	leaseInsert = `
 INSERT INTO {table} (name, epoch, system_id, timeline)
 SELECT {name}, x.t {<<} {shift}, x.s, x.t FROM (SELECT 1::pg_catalog.int8, {system}) AS x(t, s) WHERE {timeline} {=} 1::pg_catalog.int8
@@ -90,7 +89,7 @@ UNION ALL SELECT {name}, 0::pg_catalog.int8, NULL, NULL WHERE {timeline} {>} 1::
 
 	leaseExists = `SELECT EXISTS (SELECT FROM {table} l WHERE l.name {=} {name})`
 
-	// Who keeps the courtesy lock.
+	// Who holds the courtesy lock.
 	leaseBarred = `
 SELECT coalesce(pg_catalog.min(k.pid), 0::pg_catalog.int4), ` + pgsql.Hex(`coalesce(pg_catalog.min(a.usename::pg_catalog.text), ''::pg_catalog.text)`) + `
 FROM pg_catalog.pg_locks k LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid {=} k.pid
@@ -99,20 +98,20 @@ WHERE k.locktype {=} 'advisory'::pg_catalog.text AND k.granted AND k.objsubid {=
 	AND k.database {=} (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname {=} pg_catalog.current_database())`
 )
 
-// sqlDurable: what a commit of the lease, or of a seal, must not lose in a crash; a
-// session's, or the server's, own setting may be less.
+// sqlDurable has a crash lose no commit of a lease or a seal, where the session's or the
+// server's own setting would permit that.
 const sqlDurable = "CASE WHEN pg_catalog.current_setting('synchronous_commit'::pg_catalog.text) {=} ANY (ARRAY['off', 'local', 'remote_write']::pg_catalog.text[])" +
 	" THEN pg_catalog.set_config('synchronous_commit'::pg_catalog.text, 'on'::pg_catalog.text, true) END"
 
-// sqlMicros is a timestamptz as microseconds since 1970; NULL if it is infinite. What is
-// outside of the years 1 to 9998, which are those that JSON has, is their begin or end.
+// sqlMicros is a timestamptz as microseconds since 1970; NULL if it is infinite. It is
+// clamped to the years 1 to 9998, which JSON can express.
 func sqlMicros(x string) string {
 	return "CASE WHEN pg_catalog.isfinite(" + x + ") THEN (greatest('-62135000000'::pg_catalog.float8, least('253370000000'::pg_catalog.float8, pg_catalog.date_part('epoch'::pg_catalog.text, " +
 		x + "))) {*} 1000000::pg_catalog.float8)::pg_catalog.int8 END"
 }
 
-// fill fills a statement in: with what pairs has, placeholders and their values in
-// turn, and with what is the same in all.
+// fill fills in a statement: the placeholders and values that pairs has in turn, and those
+// that are the same in all statements.
 func (w *Witness) fill(statement string, pairs ...string) string {
 	const (
 		timeline = "(('x'::pg_catalog.text {||} pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8))::pg_catalog.bit(32)::pg_catalog.int8)"
@@ -121,7 +120,7 @@ func (w *Witness) fill(statement string, pairs ...string) string {
 	ttl := strconv.FormatInt(w.cfg.TTL.Milliseconds(), 10)
 	key := leaseLockKey(w.cfg.Name)
 	table := w.table.Load()
-	// Another table may have its name since it was looked for.
+	// Another table may have got its name since it was found.
 	statement = strings.ReplaceAll(statement, "{same}", "l.tableoid {=} "+pgsql.Int(table.oid)+"::pg_catalog.oid")
 	return pgsql.Fill(strings.NewReplacer(append(pairs,
 		"{table}", table.name, "{name}", pgsql.Text(w.cfg.Name), "{region}", pgsql.Text(w.cfg.Region),
@@ -130,18 +129,19 @@ func (w *Witness) fill(statement string, pairs ...string) string {
 		"{timeline}", timeline, "{system}", system, "{shift}", strconv.Itoa(lease.TimelineShift), "{durable}", sqlDurable)...).Replace(statement))
 }
 
+// Observe: see lease.Witness.
 func (w *Witness) Observe(ctx context.Context) (lease.Row, error) {
 	row, _, _, err := w.askRow(ctx, leaseObserve)
 	return row, err
 }
 
-// Acquire also decides for how long the courtesy lock is respected. While another
-// candidate waits for the row it is held, but anyone can hold it for ever.
+// Acquire: see lease.Witness. It also decides for how long the courtesy lock is respected:
+// another candidate holds it while it waits for the row, but anyone can hold it for ever.
 func (w *Witness) Acquire(ctx context.Context, id string, seen lease.Row, floor int64, ignoreClock bool) (lease.Row, bool, error) {
 	if err := w.open(ctx); err != nil {
 		return lease.Row{}, false, notSent(ctx, err)
 	}
-	ignoreLock := w.told
+	ignoreLock := w.lockIgnored
 	defer w.killGuards(ctx)()
 	row, ok, got, err := w.askRow(ctx, leaseAcquire, "{id}", pgsql.Text(id), "{floor}", pgsql.Int(floor),
 		"{seen_epoch}", pgsql.Int(seen.Epoch), "{seen_seq}", pgsql.Int(seen.Seq),
@@ -150,17 +150,17 @@ func (w *Witness) Acquire(ctx context.Context, id string, seen lease.Row, floor 
 	switch {
 	case err != nil:
 	case got:
-		w.barred, w.told = time.Time{}, false
-	case w.barred.IsZero():
-		w.barred = time.Now()
-	case !ok && !w.told && time.Since(w.barred) >= w.cfg.Attempt:
-		w.told = true
+		w.barredSince, w.lockIgnored = time.Time{}, false
+	case w.barredSince.IsZero():
+		w.barredSince = time.Now()
+	case !ok && !w.lockIgnored && time.Since(w.barredSince) >= w.cfg.Attempt:
+		w.lockIgnored = true
 		return row, false, lease.Refusal{Err: fmt.Errorf("baldur: lease %q: %s has the advisory lock of its succession; going on without that", w.cfg.Name, w.barredBy(ctx))}
 	}
 	return row, ok, err
 }
 
-// barredBy says who has the courtesy lock.
+// barredBy says who holds the courtesy lock.
 func (w *Witness) barredBy(ctx context.Context) string {
 	var pid int
 	var role pgsql.HexText
@@ -170,17 +170,19 @@ func (w *Witness) barredBy(ctx context.Context) string {
 	return fmt.Sprintf("pid %d (role %q)", pid, string(role))
 }
 
+// Renew: see lease.Witness.
 func (w *Witness) Renew(ctx context.Context, id string, epoch int64) (lease.Row, bool, error) {
 	row, ok, _, err := w.askRow(ctx, leaseRenew, "{id}", pgsql.Text(id), "{epoch}", pgsql.Int(epoch))
 	return row, ok, err
 }
 
+// Release: see lease.Witness.
 func (w *Witness) Release(ctx context.Context, id string, epoch int64) (lease.Row, bool, error) {
 	row, ok, _, err := w.askRow(ctx, leaseRelease, "{id}", pgsql.Text(id), "{epoch}", pgsql.Int(epoch))
 	return row, ok, err
 }
 
-// leaseChannel is what changes of a lease are notified on.
+// leaseChannel is the channel on which changes of a lease are notified.
 func leaseChannel(name string) string {
 	return fmt.Sprintf("%s_%016x", leaseTable, uint64(leaseLockKey(name)))
 }
@@ -194,7 +196,7 @@ func leaseLockKey(name string) int64 {
 
 var errNoRow = errors.New("the lease has no row")
 
-// notSent: without a connection nothing was sent, and nothing will be done.
+// notSent is the error of connecting: nothing was sent, so that nothing will be executed.
 func notSent(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		err = fmt.Errorf("%w: connecting: %w", context.Cause(ctx), err)
@@ -202,10 +204,9 @@ func notSent(ctx context.Context, err error) error {
 	return lease.Refusal{Err: err}
 }
 
-// askRow sends a statement, and reads the reply; got tells whether the courtesy lock
-// was had. What is told of a transaction that the reply does not prove to have been
-// the statement's own is not believed: a transaction that was open before may yet be
-// rolled back.
+// askRow sends a statement and reads the reply; got tells whether the courtesy lock was had.
+// A reply is believed only if it proves that the statement had a transaction of its own: one
+// that was open before may yet be rolled back.
 func (w *Witness) askRow(ctx context.Context, statement string, pairs ...string) (row lease.Row, ok, got bool, err error) {
 	if err := w.open(ctx); err != nil {
 		return row, false, false, notSent(ctx, err)
@@ -229,7 +230,7 @@ func (w *Witness) askRow(ctx context.Context, statement string, pairs ...string)
 	}
 	row.Table = w.table.Load().oid
 	row.LeaseID, row.Region = string(id), string(region)
-	if row.LeaseID != "" || ttl != 0 { // whoever wrote it, no holder has another one than the options allow
+	if row.LeaseID != "" || ttl != 0 { // whoever wrote it, no holder has a TTL that the options forbid
 		row.TTL = min(max(time.Duration(ttl)*time.Millisecond, lease.MinTTL), lease.MaxTTL)
 	}
 	row.Acquired, row.Expires = time.UnixMicro(acquired.Int64), time.UnixMicro(expires.Int64)
