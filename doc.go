@@ -113,5 +113,6 @@
 //	audit.go    connections that come back dirty
 //	hooks.go    functions that are called as a pool lives
 //	pgadmin.go  admin SQL; pgadmin_*.go: sessions, locks, timeouts, poolers
-//	quorum.go   what a quorum is; quorum_pg.go: the lease; quorum_*.go: its parts
+//	quorum.go   what a quorum is; quorum_pg.go: the lease, for people; quorum_fence.go: transactions;
+//	            internal/lease: the protocol; internal/leasepg: PostgreSQL as its witness
 package baldur

@@ -476,6 +476,18 @@ func (q *PGQuorum) count(f func(*QuorumStats)) {
 	f(&q.stats)
 }
 
+// Quorums returns what the quorums on the pool that are in use have done and know.
+func (t *Tracker) Quorums() []QuorumStats {
+	t.mu.Lock()
+	quorums := slices.Clone(t.quorums)
+	t.mu.Unlock()
+	var all []QuorumStats
+	for _, q := range quorums {
+		all = append(all, q.Stats())
+	}
+	return all
+}
+
 // quorumObserver is what the elector tells its quorum: what is for people.
 type quorumObserver struct{ *PGQuorum }
 
