@@ -12,7 +12,7 @@ import (
 // go one way: cmd, the exporters, baldur, internal packages, the standard library.
 // A package that is not listed may import none.
 var imports = map[string][]string{
-	"": {"github.com/lib/pq", "internal/clock", "internal/hook", "internal/lease", "internal/leasepg", "internal/lockqueue", "internal/pgsql", "internal/pqconn", "internal/sqlpool",
+	"": {"github.com/lib/pq", "internal/clock", "internal/hook", "internal/lease", "internal/leasepg", "internal/lockqueue", "internal/pgsession", "internal/pgsql", "internal/pqconn", "internal/sqlpool",
 		"internal/sqltext", "internal/stack", "internal/text"},
 	"baldurhttp":          {"", "internal/text", "github.com/google/pprof/profile"},
 	"baldurotel":          {"", "internal/hook", "internal/sqltext", "github.com/XSAM/otelsql", "go.opentelemetry.io/"},
@@ -23,11 +23,12 @@ var imports = map[string][]string{
 
 	"internal/clock":           {"internal/tsc"},
 	"internal/leadershipmodel": {"internal/lease"},
-	"internal/leasepg":         {"internal/hook", "internal/lease", "internal/pgsql", "internal/pqconn", "internal/sqlpool", "github.com/lib/pq"},
+	"internal/leasepg":         {"internal/hook", "internal/lease", "internal/pgsession", "internal/pgsql", "internal/pqconn", "internal/sqlpool", "github.com/lib/pq"},
 	"internal/pgserver":        {"github.com/lib/pq", "github.com/fergusstrange/embedded-postgres"},
 	"internal/pgsql":           {"github.com/lib/pq"},
 	"internal/stack/cgotest":   {"C"},
 	"internal/pqconn":          {"github.com/lib/pq"},
+	"internal/pgsession":       {"internal/pgsql", "internal/pqconn", "internal/sqlpool"},
 	"internal/pgtest":          {"internal/faultproxy", "internal/lack", "internal/pgserver", "github.com/lib/pq"},
 }
 

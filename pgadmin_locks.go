@@ -4,19 +4,17 @@ import (
 	"cmp"
 	"context"
 	"crypto/sha256"
-	"database/sql/driver"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"math/rand/v2"
-	"net"
 	"slices"
 	"strconv"
 	"sync"
 	"time"
 
+	"github.com/baldur-go/baldur/internal/pgsession"
 	"github.com/baldur-go/baldur/internal/pgsql"
 	"github.com/baldur-go/baldur/internal/pqconn"
 	"github.com/lib/pq"
@@ -431,11 +429,11 @@ func (w *lockWait) enter(o LockOptions) (bool, error) {
 // acquireSession takes a lock at the server.
 func (p *PGAdmin) acquireSession(w *lockWait, key lockKey, o LockOptions) (s *Session, acquired bool, err error) {
 	const idleTimeout = "idle_session_timeout"
-	query := askPIDQuery + ", " + lockCall("pg_try_advisory_lock", key) + ", " + pgsql.CurrentSetting("lock_timeout") +
+	query := pgsession.AskPID + ", " + lockCall("pg_try_advisory_lock", key) + ", " + pgsql.CurrentSetting("lock_timeout") +
 		", coalesce(pg_catalog.current_setting('" + idleTimeout + "'::pg_catalog.text, true), '0')"
 	var idle string
 	acquired, err = w.tries(o.NoWait, func(ctx context.Context) (ok bool, setting string, err error) {
-		s, err = p.start(ctx, p.mayKeep, asNew, query, &ok, &setting, &idle)
+		s, err = p.start(ctx, p.mayKeep, pgsession.AsNew, query, &ok, &setting, &idle)
 		if err == nil && !ok && !o.NoWait {
 			_ = s.Close() // has nothing
 		}
@@ -451,7 +449,7 @@ func (p *PGAdmin) acquireSession(w *lockWait, key lockKey, o LockOptions) (s *Se
 	if idle != "0" {
 		// A session that has a lock is idle for as long as the work takes.
 		s.mark(func() { s.previous[idleTimeout] = idle })
-		err := s.row(w.limited, asNewPQ, askPIDQuery+", pg_catalog.set_config('"+idleTimeout+"'::pg_catalog.text, '0'::pg_catalog.text, false)", new(string))
+		err := s.row(w.limited, pgsession.AsNewPQ, pgsession.AskPID+", pg_catalog.set_config('"+idleTimeout+"'::pg_catalog.text, '0'::pg_catalog.text, false)", new(string))
 		if err != nil {
 			s.giveUp()
 			return nil, false, w.result(err)
@@ -466,11 +464,4 @@ func lockCall(function string, key lockKey) string {
 		function += "_shared"
 	}
 	return "pg_catalog." + function + "('" + strconv.FormatInt(key.id, 10) + "'::pg_catalog.int8)"
-}
-
-// isBadConn tells whether a connection was found dead: by the driver, or, as where
-// the server's farewell is lost in a reset, by the network.
-func isBadConn(err error) bool {
-	var network *net.OpError
-	return errors.Is(err, driver.ErrBadConn) || errors.Is(err, io.EOF) || errors.As(err, &network) && network.Op != "dial"
 }

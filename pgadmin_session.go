@@ -15,6 +15,7 @@ import (
 
 	"github.com/lib/pq"
 
+	"github.com/baldur-go/baldur/internal/pgsession"
 	"github.com/baldur-go/baldur/internal/sqlpool"
 )
 
@@ -66,7 +67,7 @@ func (p *PGAdmin) Session(ctx context.Context) (*Session, error) {
 
 // openSession pins a connection, and registers it to be closed with p.
 func (p *PGAdmin) openSession(ctx context.Context, name string, may func(context.Context, *sql.Conn) error) (*Session, error) {
-	s, err := p.start(ctx, may, asNewPQ, askPIDQuery)
+	s, err := p.start(ctx, may, pgsession.AsNewPQ, pgsession.AskPID)
 	if err != nil {
 		return nil, err
 	}
@@ -93,7 +94,7 @@ func (p *PGAdmin) newSession() *Session {
 // start pins a connection and asks it a first thing, for one row whose first
 // column is the backend's process id. A connection that has died in the pool is
 // replaced.
-func (p *PGAdmin) start(ctx context.Context, may func(context.Context, *sql.Conn) error, how tidy, query string, dest ...any) (*Session, error) {
+func (p *PGAdmin) start(ctx context.Context, may func(context.Context, *sql.Conn) error, how pgsession.Tidy, query string, dest ...any) (*Session, error) {
 	for left := p.attempts(); ; left-- {
 		s := p.newSession()
 		err := s.pin(ctx, may)
@@ -126,7 +127,7 @@ func (s *Session) pin(ctx context.Context, may func(context.Context, *sql.Conn) 
 	if err := s.admin.check(); err != nil {
 		return err
 	}
-	conn, err := s.admin.take(ctx)
+	conn, err := pgsession.Take(ctx, s.admin.db)
 	if err != nil {
 		return err
 	}
@@ -146,7 +147,7 @@ func (s *Session) pin(ctx context.Context, may func(context.Context, *sql.Conn) 
 
 // row asks for one row whose first column is the backend's process id, which
 // must not change. It ends with ctx and with the session.
-func (s *Session) row(caller context.Context, how tidy, query string, dest ...any) error {
+func (s *Session) row(caller context.Context, how pgsession.Tidy, query string, dest ...any) error {
 	ctx, cancel := context.WithCancel(caller)
 	defer cancel()
 	defer context.AfterFunc(s.life, cancel)()
@@ -162,13 +163,13 @@ func ended(ctx context.Context, err error) error {
 	return err
 }
 
-func (s *Session) rowUnended(ctx context.Context, how tidy, query string, dest ...any) error {
+func (s *Session) rowUnended(ctx context.Context, how pgsession.Tidy, query string, dest ...any) error {
 	s.mu.Lock()
 	conn := s.conn
 	s.mu.Unlock()
 	var pid int64
-	each, done := scanOne(append([]any{&pid}, dest...)...)
-	if err := done(askClean(ctx, conn, how, query, each)); err != nil {
+	each, done := pgsession.ScanOne(append([]any{&pid}, dest...)...)
+	if err := done(pgsession.Ask(ctx, conn, how, query, each)); err != nil {
 		return err
 	}
 	if was := s.pid.Swap(pid); was != 0 && was != pid && !s.pooled {
@@ -318,7 +319,7 @@ var errInDoubt = errors.New("baldur: an earlier call has failed")
 func (s *Session) cleanUp(conn *sql.Conn) error {
 	s.mu.Lock()
 	doubt, unclean := s.doubt, s.unclean || len(s.held) > 0
-	query := askPIDQuery
+	query := pgsession.AskPID
 	columns := len(s.previous)
 	if unclean {
 		query += ", pg_catalog.pg_advisory_unlock_all()::pg_catalog.text"
@@ -335,7 +336,7 @@ func (s *Session) cleanUp(conn *sql.Conn) error {
 	if doubt {
 		// Discarded in any case; the question tells whether the locks, if there
 		// are any, were held up to now.
-		if err := s.rowUnended(ctx, asNewPQ, askPIDQuery); err != nil {
+		if err := s.rowUnended(ctx, pgsession.AsNewPQ, pgsession.AskPID); err != nil {
 			return err
 		}
 		s.mark(func() { clear(s.held) })
@@ -345,11 +346,11 @@ func (s *Session) cleanUp(conn *sql.Conn) error {
 	for i := range dest {
 		dest[i] = new(string)
 	}
-	if err := s.rowUnended(ctx, asNewPQ, query, dest...); err != nil {
+	if err := s.rowUnended(ctx, pgsession.AsNewPQ, query, dest...); err != nil {
 		return err
 	}
 	s.mark(func() { clear(s.held) })
-	return checkIdle(ctx, conn) // the end of a transaction would bring the settings back
+	return pgsession.CheckIdle(ctx, conn) // the end of a transaction would bring the settings back
 }
 
 // restore is the columns that set settings to what they were.

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"time"
 
+	"github.com/baldur-go/baldur/internal/pgsession"
 	"github.com/baldur-go/baldur/internal/pgsql"
 	"github.com/baldur-go/baldur/internal/pqconn"
 )
@@ -54,7 +55,7 @@ func (s *Session) acquire(ctx context.Context, key lockKey, wait bool) (ok bool,
 	begin := time.Now()
 	for pause := lockPause(0); ; pause = pause.next() {
 		var lock, statement string
-		err = s.row(ctx, asItIs, askPIDQuery+", "+lockCall("pg_try_advisory_lock", key)+", "+pgsql.CurrentSetting("lock_timeout")+", "+pgsql.CurrentSetting("statement_timeout"),
+		err = s.row(ctx, pgsession.AsItIs, pgsession.AskPID+", "+lockCall("pg_try_advisory_lock", key)+", "+pgsql.CurrentSetting("lock_timeout")+", "+pgsql.CurrentSetting("statement_timeout"),
 			&ok, &lock, &statement)
 		if err != nil {
 			break
@@ -96,7 +97,7 @@ func (s *Session) acquire(ctx context.Context, key lockKey, wait bool) (ok bool,
 	if !had && pqconn.HasState(err, "57014") {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 		defer cancel()
-		_ = s.row(ctx, asNewPQ, askPIDQuery+", "+lockCall("pg_advisory_unlock", key), new(bool))
+		_ = s.row(ctx, pgsession.AsNewPQ, pgsession.AskPID+", "+lockCall("pg_advisory_unlock", key), new(bool))
 	}
 	return false, err
 }
@@ -128,7 +129,7 @@ func (s *Session) release(ctx context.Context, key lockKey) (ok bool, err error)
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 	defer cancel()
-	err = s.row(ctx, asNewPQ, askPIDQuery+", "+lockCall("pg_advisory_unlock", key), &ok)
+	err = s.row(ctx, pgsession.AsNewPQ, pgsession.AskPID+", "+lockCall("pg_advisory_unlock", key), &ok)
 	s.mu.Lock()
 	h := s.held[key]
 	had := h != nil

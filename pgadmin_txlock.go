@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/baldur-go/baldur/internal/pgsession"
 	"github.com/baldur-go/baldur/internal/pgsql"
 )
 
@@ -56,17 +57,17 @@ func (p *PGAdmin) WithTxAdvisoryLock(ctx context.Context, id int64, opts LockOpt
 var txSettings = []string{"statement_timeout", "lock_timeout", "default_transaction_isolation", "default_transaction_read_only"}
 
 // inTx is a request that meets them as they are in a new session.
-func inTx(query string) request {
+func inTx(query string) pgsession.Request {
 	var keep, reset, restore []string
 	for _, name := range txSettings {
 		keep = append(keep, pgsql.SetConfig("baldur."+name, pgsql.CurrentSetting(name)))
 		reset = append(reset, pgsql.SetConfig(name, "NULL"))
 		restore = append(restore, pgsql.SetConfig(name, pgsql.CurrentSetting("baldur."+name)))
 	}
-	return request{
-		before: []string{"SELECT " + strings.Join(keep, ", "), "SELECT " + strings.Join(reset, ", ")},
-		query:  query,
-		after:  []string{"SELECT " + strings.Join(restore, ", ")},
+	return pgsession.Request{
+		Before: []string{"SELECT " + strings.Join(keep, ", "), "SELECT " + strings.Join(reset, ", ")},
+		Query:  query,
+		After:  []string{"SELECT " + strings.Join(restore, ", ")},
 	}
 }
 

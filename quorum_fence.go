@@ -10,6 +10,7 @@ import (
 
 	"github.com/baldur-go/baldur/internal/lease"
 	"github.com/baldur-go/baldur/internal/leasepg"
+	"github.com/baldur-go/baldur/internal/pgsession"
 	"github.com/baldur-go/baldur/internal/pqconn"
 )
 
@@ -168,8 +169,8 @@ func (q *PGQuorum) InTx(ctx context.Context, opts *sql.TxOptions, f func(tx *sql
 // beginClean begins a transaction on a connection that was in none. One that has died in the pool is
 // replaced, as by sql.DB.BeginTx.
 func beginClean(ctx context.Context, db *sql.DB, opts *sql.TxOptions) (*sql.Conn, *sql.Tx, error) {
-	for left := maxTakes(db); ; left-- {
-		conn, err := takeClean(ctx, db)
+	for left := pgsession.Takes(db); ; left-- {
+		conn, err := pgsession.Take(ctx, db)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -178,7 +179,7 @@ func beginClean(ctx context.Context, db *sql.DB, opts *sql.TxOptions) (*sql.Conn
 			return conn, tx, nil
 		}
 		_ = conn.Close()
-		if !isBadConn(err) || ctx.Err() != nil || left <= 1 {
+		if !pgsession.IsBad(err) || ctx.Err() != nil || left <= 1 {
 			return nil, nil, err
 		}
 	}

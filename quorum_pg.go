@@ -135,14 +135,7 @@ func NewPGQuorum(db *sql.DB, region string, opts ...QuorumOption) (*PGQuorum, er
 
 // leasePool is what package leasepg needs of a pool.
 func leasePool(db *sql.DB) leasepg.Pool {
-	p := leasepg.Pool{
-		DB:        db,
-		TakeClean: func(ctx context.Context) (*sql.Conn, error) { return takeClean(ctx, db) },
-		Inner: func(c driver.Conn) (driver.Conn, int) {
-			inner := Unwrap(c)
-			return inner, driverPID(inner)
-		},
-	}
+	p := leasepg.Pool{DB: db}
 	if d, ok := db.Driver().(interface {
 		dial(context.Context) (driver.Conn, *pqconn.Socket, error)
 		untracked() driver.Connector

@@ -23,6 +23,7 @@ import (
 
 	"github.com/baldur-go/baldur/internal/hook"
 	"github.com/baldur-go/baldur/internal/lease"
+	"github.com/baldur-go/baldur/internal/pgsession"
 	"github.com/baldur-go/baldur/internal/pgsql"
 	"github.com/baldur-go/baldur/internal/pqconn"
 	"github.com/baldur-go/baldur/internal/sqlpool"
@@ -48,11 +49,6 @@ type Pool struct {
 	Untracked driver.Connector                                           // so too; its connections end at ctx's deadline
 	State     func() (s sqlpool.State, ok bool)
 	Closed    func() bool
-	// TakeClean takes a connection of the pool that is in no transaction.
-	TakeClean func(context.Context) (*sql.Conn, error)
-	// Inner is the driver's own connection, and the process id of the server's that the
-	// driver was told at log-in; 0 if it does not tell.
-	Inner func(driver.Conn) (inner driver.Conn, pid int)
 }
 
 // A Witness is the lease table of a PostgreSQL, and the connection by which it is asked: one
@@ -162,7 +158,7 @@ func (w *Witness) connect(ctx context.Context) error {
 	}
 	err = w.conn.Raw(func(dc any) error {
 		w.sock = c.sock
-		w.inner, w.driverPID = w.pool.Inner(dc.(driver.Conn))
+		w.inner, w.driverPID = pgsession.Inner(dc.(driver.Conn))
 		w.pq = pqconn.Is(w.inner)
 		if w.pq {
 			// A commit that is cancelled while it waits for a synchronous standby is
@@ -269,7 +265,7 @@ func (c *ownConnector) Driver() driver.Driver { return c.pool.DB.Driver() }
 
 // status is the transaction status of a connection by lib/pq.
 func (c *ownConnector) status(dc any) byte {
-	inner, _ := c.pool.Inner(dc.(driver.Conn))
+	inner, _ := pgsession.Inner(dc.(driver.Conn))
 	return pqconn.TxStatus(inner)
 }
 

@@ -11,6 +11,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/baldur-go/baldur/internal/hook"
+	"github.com/baldur-go/baldur/internal/pgsession"
 	"github.com/baldur-go/baldur/internal/pgsql"
 	"github.com/baldur-go/baldur/internal/pqconn"
 )
@@ -197,7 +198,7 @@ func onCleanConn(ctx context.Context, pool Pool, f func(context.Context, *sql.Co
 	}
 	if err != nil {
 		beside := err
-		if conn, err = pool.TakeClean(ctx); err != nil && beside == ErrNotOurs {
+		if conn, err = pgsession.Take(ctx, pool.DB); err != nil && beside == ErrNotOurs {
 			return err
 		} else if err != nil {
 			return fmt.Errorf("%w; and beside the pool: %w", err, beside)
