@@ -114,7 +114,7 @@
 //	callsites.go  hold times, of a pool and of lines of code
 //	hooks.go      functions that are called as a pool lives
 //	pgadmin.go    admin SQL; pgadmin_*.go: sessions, locks, timeouts, poolers
-//	quorum.go     what a quorum is; quorum_pg.go: the lease; quorum_*.go: its parts
+//	quorum.go     what a quorum is; quorum_pg.go: the lease, for people; quorum_fence.go: transactions
 //
 // The mechanism, each package on top of those after it:
 //
@@ -123,6 +123,9 @@
 //	internal/callsite   from a call stack to the application's line
 //	internal/stack      call stacks and goroutines, read fast
 //	internal/pqconn     lib/pq's DSN, sockets and quirks
+//	internal/leasepg    PostgreSQL as the witness of a lease
+//	internal/lease      the protocol of a lease, which knows no SQL
+//	internal/pgsession  a clean connection of a pool
 //	internal/sqlpool    what database/sql knows of a pool
 //	internal/clock      the time, coarse and exact
 //	internal/lockqueue  who waits for a lock within the process

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/baldur-go/baldur/internal/lease"
 	"github.com/baldur-go/baldur/internal/stack"
 	"github.com/baldur-go/baldur/internal/wrap"
 )
@@ -31,8 +32,8 @@ func RecordOf(dc any) (int64, driver.Conn) {
 // FakeSuspendGap has the machine suspended for d so far.
 func FakeSuspendGap(d time.Duration) (restore func()) {
 	f := func() time.Duration { return d }
-	fakeSuspendGap.Store(&f)
-	return func() { fakeSuspendGap.Store(nil) }
+	lease.FakeSuspendGap.Store(&f)
+	return func() { lease.FakeSuspendGap.Store(nil) }
 }
 
 // WrongCounter has t's exact time, as the CPU's counter gives it, wrong by d, and

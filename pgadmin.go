@@ -11,7 +11,9 @@ import (
 	"time"
 
 	"github.com/baldur-go/baldur/internal/lockqueue"
+	"github.com/baldur-go/baldur/internal/pgsession"
 	"github.com/baldur-go/baldur/internal/pgsql"
+	"github.com/baldur-go/baldur/internal/sqlpool"
 )
 
 // PGAdminProvider is what a health check, a stress test or a job that must not
@@ -303,8 +305,113 @@ func (p *PGAdmin) ExecuteTimeoutQuery(ctx context.Context, timeout, sleep time.D
 		return err
 	}
 	defer tx.end()
-	if err := tx.ask(ctx, request{before: []string{settle}, query: "SELECT " + pgsql.SetConfig("statement_timeout", "'"+t+"'")}, new(string)); err != nil {
+	if err := tx.ask(ctx, pgsession.Request{Before: []string{pgsession.Settle}, Query: "SELECT " + pgsql.SetConfig("statement_timeout", "'"+t+"'")}, new(string)); err != nil {
 		return err
 	}
-	return tx.ask(ctx, request{query: "SELECT pg_catalog.pg_sleep(" + s + ")::pg_catalog.text"}, new(string))
+	return tx.ask(ctx, pgsession.Request{Query: "SELECT pg_catalog.pg_sleep(" + s + ")::pg_catalog.text"}, new(string))
+}
+
+// row asks for one row on any connection of the pool.
+func (p *PGAdmin) row(ctx context.Context, query string, dest ...any) error {
+	each, done := pgsession.ScanOne(dest...)
+	return done(p.rows(ctx, query, each))
+}
+
+// rows asks for rows on any connection of the pool. A connection that has died in
+// the pool is replaced.
+func (p *PGAdmin) rows(ctx context.Context, query string, each func(*sql.Rows) error) error {
+	if p.db == nil {
+		return errNoPostgres
+	}
+	for left := p.attempts(); ; left-- {
+		conn, err := pgsession.Take(ctx, p.db)
+		if err != nil {
+			return err
+		}
+		seen := false
+		err = pgsession.Ask(ctx, conn, pgsession.AsNew, query, func(rows *sql.Rows) error {
+			seen = true
+			return each(rows)
+		})
+		if pgsession.IsBad(err) {
+			sqlpool.Discard(conn)
+		} else {
+			_ = conn.Close()
+		}
+		if seen || !p.again(ctx, left, err) {
+			return err
+		}
+	}
+}
+
+// attempts is how often a call is made anew that finds its connection dead or in a
+// transaction: all that the pool has may be, as after a restart of the server.
+func (p *PGAdmin) attempts() int {
+	if p.db == nil {
+		return 1
+	}
+	return pgsession.Takes(p.db)
+}
+
+// again tells whether to try another connection: the one of this attempt had died
+// in the pool.
+func (p *PGAdmin) again(ctx context.Context, left int, err error) bool {
+	return pgsession.IsBad(err) && p.mayRetry(ctx, left)
+}
+
+func (p *PGAdmin) mayRetry(ctx context.Context, left int) bool { return ctx.Err() == nil && left > 1 }
+
+// adminTx is a transaction with its connection.
+type adminTx struct {
+	*sql.Tx
+	conn    *sql.Conn
+	isLibPQ bool
+}
+
+// begin begins a transaction on a connection that was in none. mode is as of SET
+// TRANSACTION; "": the session's defaults. The transaction ends with life; ctx is
+// for getting it.
+func (p *PGAdmin) begin(ctx, life context.Context, mode string) (*adminTx, error) {
+	for left := p.attempts(); ; left-- {
+		conn, err := pgsession.Take(ctx, p.db)
+		if err != nil {
+			return nil, err
+		}
+		_, isLibPQ, _ := pgsession.Status(conn)
+		tx, err := conn.BeginTx(life, nil)
+		if err == nil && mode != "" {
+			if _, err = tx.ExecContext(ctx, "SET TRANSACTION "+mode); err != nil {
+				_ = tx.Rollback()
+			}
+		}
+		if err == nil {
+			return &adminTx{tx, conn, isLibPQ}, nil
+		}
+		if pgsession.IsBad(err) {
+			sqlpool.Discard(conn)
+			// As PgBouncer in statement mode answers BEGIN.
+			if mode, e := p.PoolerMode(ctx); e == nil && mode == PoolerStatement {
+				return nil, errors.Join(&PoolerError{mode}, err)
+			}
+		} else {
+			_ = conn.Close()
+		}
+		if !p.again(ctx, left, err) {
+			return nil, err
+		}
+	}
+}
+
+// end rolls back what is not committed, and gives the connection back.
+func (t *adminTx) end() {
+	_ = t.Rollback()
+	_ = t.conn.Close()
+}
+
+func (t *adminTx) ask(ctx context.Context, r pgsession.Request, dest ...any) error {
+	each, done := pgsession.ScanOne(dest...)
+	if t.isLibPQ {
+		return done(pgsession.AskAtOnce(ctx, t.Tx, r, each))
+	}
+	return done(pgsession.AskInTurn(ctx, t.Tx, r, each))
 }

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+
+	"github.com/baldur-go/baldur/internal/pgsession"
 )
 
 // TestBlockingTreeShapes: a queue is no explosion, and a circle is no endless loop.
@@ -47,5 +49,19 @@ func TestBlockingTreeShapes(t *testing.T) {
 		if got := shape(blockingTree(c.nodes)); got != c.want {
 			t.Errorf("%s, want %s", got, c.want)
 		}
+	}
+}
+
+// TestPoolerModes: each mode that a probe finds is told as one of its own.
+func TestPoolerModes(t *testing.T) {
+	told := map[PoolerMode]bool{}
+	for p := range pgsession.Pooler(pgsession.PoolerCount) {
+		if mode := poolerModes[p]; mode == "" || told[mode] {
+			t.Errorf("%d is told as %q", p, mode)
+		}
+		told[poolerModes[p]] = true
+	}
+	if poolerModes[pgsession.NoPooler] != PoolerNone || poolerModes[pgsession.SessionPooler] != PoolerSession {
+		t.Error(poolerModes)
 	}
 }

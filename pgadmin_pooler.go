@@ -6,9 +6,8 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
-	"time"
 
-	"github.com/baldur-go/baldur/internal/pqconn"
+	"github.com/baldur-go/baldur/internal/pgsession"
 )
 
 // PoolerMode is what stands between a pool and PostgreSQL.
@@ -23,6 +22,12 @@ const (
 	PoolerStatement   PoolerMode = "statement"   // each statement may; there are no transactions
 	PoolerUnknown     PoolerMode = "unknown"     // there is a pooler, and its mode could not be found out
 )
+
+// poolerModes are the modes that a probe finds.
+var poolerModes = [pgsession.PoolerCount]PoolerMode{
+	pgsession.NoPooler: PoolerNone, pgsession.SessionPooler: PoolerSession, pgsession.TransactionPooler: PoolerTransaction,
+	pgsession.StatementPooler: PoolerStatement, pgsession.UnknownPooler: PoolerUnknown,
+}
 
 // PoolerError refuses a call that needs a session of the server's for itself
 // where a pooler hands these to others.
@@ -47,11 +52,6 @@ type pooler struct {
 	mode PoolerMode    // "": not known yet
 }
 
-const (
-	probeRounds  = 6
-	probeTimeout = 5 * time.Second // for the second connection
-)
-
 // PoolerMode finds out whether there is a pooler between the pool and
 // PostgreSQL, and its mode. The answer is kept for the life of the PGAdmin,
 // unless it is PoolerUnknown.
@@ -69,7 +69,7 @@ func (p *PGAdmin) PoolerMode(ctx context.Context) (PoolerMode, error) {
 		return "", errNoPostgres
 	}
 	for left := p.attempts(); ; left-- {
-		conn, err := p.take(ctx)
+		conn, err := pgsession.Take(ctx, p.db)
 		if err != nil {
 			return "", err
 		}
@@ -92,11 +92,15 @@ func (p *PGAdmin) poolerMode(ctx context.Context, conn *sql.Conn) (PoolerMode, e
 	if p.pooler.mode != "" {
 		return p.pooler.mode, nil
 	}
-	mode, err := p.probe(ctx, conn)
-	if err == nil && mode != PoolerUnknown {
+	found, err := pgsession.Probe(ctx, conn, p.secondDB)
+	if err != nil {
+		return "", err
+	}
+	mode := poolerModes[found]
+	if mode != PoolerUnknown {
 		p.pooler.mode = mode
 	}
-	return mode, err
+	return mode, nil
 }
 
 // mayKeep returns an error if conn is no session of the server's own.
@@ -109,64 +113,6 @@ func (p *PGAdmin) mayKeep(ctx context.Context, conn *sql.Conn) error {
 		return nil
 	}
 	return &PoolerError{mode}
-}
-
-func (p *PGAdmin) probe(ctx context.Context, conn *sql.Conn) (PoolerMode, error) {
-	pid, err := askPID(ctx, conn)
-	if err != nil {
-		return "", err
-	}
-	told := toldPID(conn)
-	if told == pid {
-		return PoolerNone, nil
-	}
-	second, done, err := p.secondDB()
-	if err != nil {
-		return unseen(told), nil
-	}
-	defer done()
-	ctx2, cancel := context.WithTimeout(ctx, probeTimeout)
-	defer cancel()
-	other, err := takeClean(ctx2, second)
-	if err != nil {
-		return unseen(told), ctx.Err()
-	}
-	defer other.Close()
-	for range probeRounds {
-		pid2, err := askPID(ctx2, other)
-		if err != nil {
-			return unseen(told), ctx.Err()
-		}
-		again, err := askPID(ctx, conn)
-		if err != nil {
-			return "", err
-		}
-		if again != pid || again == pid2 {
-			return transactionOrStatement(ctx2, other), ctx.Err()
-		}
-	}
-	if told == 0 {
-		return PoolerNone, nil
-	}
-	return PoolerSession, nil
-}
-
-// unseen is what a probe comes to that could not be made.
-func unseen(told int) PoolerMode {
-	if told == 0 { // nothing speaks for a pooler
-		return PoolerNone
-	}
-	return PoolerUnknown
-}
-
-// transactionOrStatement: in statement mode PgBouncer refuses BEGIN, and hangs up.
-func transactionOrStatement(ctx context.Context, conn *sql.Conn) PoolerMode {
-	tx, err := conn.BeginTx(ctx, nil)
-	if err != nil {
-		return PoolerStatement
-	}
-	_ = tx.Rollback()
-	return PoolerTransaction
 }
 
 var errNoSecond = errors.New("no second connection to be had")
@@ -183,20 +129,12 @@ func (p *PGAdmin) secondDB() (db *sql.DB, done func(), err error) {
 	return p.db, func() {}, nil
 }
 
-const askPIDQuery = "SELECT pg_catalog.pg_backend_pid()"
-
-func askPID(ctx context.Context, conn *sql.Conn) (pid int, err error) {
-	err = conn.QueryRowContext(ctx, askPIDQuery).Scan(&pid)
-	return pid, err
-}
-
-// toldPID is the process id that lib/pq was told at log-in, or 0.
-func toldPID(conn *sql.Conn) (pid int) {
-	_ = conn.Raw(func(dc any) error {
-		if c, ok := dc.(driver.Conn); ok {
-			pid = pqconn.PID(Unwrap(c))
-		}
-		return nil
-	})
-	return pid
+// beside returns where connections are made as the pool makes its own, beside it; false if it
+// is not baldur's. The deadline of the ctx that a connection is made with ends that too.
+func beside(db *sql.DB) (*sql.DB, bool) {
+	d, ok := db.Driver().(interface{ untracked() driver.Connector })
+	if !ok {
+		return nil, false
+	}
+	return sql.OpenDB(d.untracked()), true
 }

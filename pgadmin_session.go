@@ -14,6 +14,11 @@ import (
 	"time"
 
 	"github.com/lib/pq"
+
+	"github.com/baldur-go/baldur/internal/pgsession"
+	"github.com/baldur-go/baldur/internal/pgsql"
+	"github.com/baldur-go/baldur/internal/pqconn"
+	"github.com/baldur-go/baldur/internal/sqlpool"
 )
 
 // cleanupTimeout bounds a release and a clean-up, which heed no ctx.
@@ -64,7 +69,7 @@ func (p *PGAdmin) Session(ctx context.Context) (*Session, error) {
 
 // openSession pins a connection, and registers it to be closed with p.
 func (p *PGAdmin) openSession(ctx context.Context, name string, may func(context.Context, *sql.Conn) error) (*Session, error) {
-	s, err := p.start(ctx, may, asNewPQ, askPIDQuery)
+	s, err := p.start(ctx, may, pgsession.AsNewPQ, pgsession.AskPID)
 	if err != nil {
 		return nil, err
 	}
@@ -91,7 +96,7 @@ func (p *PGAdmin) newSession() *Session {
 // start pins a connection and asks it a first thing, for one row whose first
 // column is the backend's process id. A connection that has died in the pool is
 // replaced.
-func (p *PGAdmin) start(ctx context.Context, may func(context.Context, *sql.Conn) error, how tidy, query string, dest ...any) (*Session, error) {
+func (p *PGAdmin) start(ctx context.Context, may func(context.Context, *sql.Conn) error, how pgsession.Tidy, query string, dest ...any) (*Session, error) {
 	for left := p.attempts(); ; left-- {
 		s := p.newSession()
 		err := s.pin(ctx, may)
@@ -124,7 +129,7 @@ func (s *Session) pin(ctx context.Context, may func(context.Context, *sql.Conn) 
 	if err := s.admin.check(); err != nil {
 		return err
 	}
-	conn, err := s.admin.take(ctx)
+	conn, err := pgsession.Take(ctx, s.admin.db)
 	if err != nil {
 		return err
 	}
@@ -144,7 +149,7 @@ func (s *Session) pin(ctx context.Context, may func(context.Context, *sql.Conn) 
 
 // row asks for one row whose first column is the backend's process id, which
 // must not change. It ends with ctx and with the session.
-func (s *Session) row(caller context.Context, how tidy, query string, dest ...any) error {
+func (s *Session) row(caller context.Context, how pgsession.Tidy, query string, dest ...any) error {
 	ctx, cancel := context.WithCancel(caller)
 	defer cancel()
 	defer context.AfterFunc(s.life, cancel)()
@@ -160,13 +165,13 @@ func ended(ctx context.Context, err error) error {
 	return err
 }
 
-func (s *Session) rowUnended(ctx context.Context, how tidy, query string, dest ...any) error {
+func (s *Session) rowUnended(ctx context.Context, how pgsession.Tidy, query string, dest ...any) error {
 	s.mu.Lock()
 	conn := s.conn
 	s.mu.Unlock()
 	var pid int64
-	each, done := scanOne(append([]any{&pid}, dest...)...)
-	if err := done(askClean(ctx, conn, how, query, each)); err != nil {
+	each, done := pgsession.ScanOne(append([]any{&pid}, dest...)...)
+	if err := done(pgsession.Ask(ctx, conn, how, query, each)); err != nil {
 		return err
 	}
 	if was := s.pid.Swap(pid); was != 0 && was != pid && !s.pooled {
@@ -284,7 +289,7 @@ func (s *Session) Close() error {
 	}
 	err := s.cleanUp(conn)
 	if err != nil {
-		discard(conn)
+		sqlpool.Discard(conn)
 	} else {
 		_ = conn.Close()
 	}
@@ -316,7 +321,7 @@ var errInDoubt = errors.New("baldur: an earlier call has failed")
 func (s *Session) cleanUp(conn *sql.Conn) error {
 	s.mu.Lock()
 	doubt, unclean := s.doubt, s.unclean || len(s.held) > 0
-	query := askPIDQuery
+	query := pgsession.AskPID
 	columns := len(s.previous)
 	if unclean {
 		query += ", pg_catalog.pg_advisory_unlock_all()::pg_catalog.text"
@@ -333,7 +338,7 @@ func (s *Session) cleanUp(conn *sql.Conn) error {
 	if doubt {
 		// Discarded in any case; the question tells whether the locks, if there
 		// are any, were held up to now.
-		if err := s.rowUnended(ctx, asNewPQ, askPIDQuery); err != nil {
+		if err := s.rowUnended(ctx, pgsession.AsNewPQ, pgsession.AskPID); err != nil {
 			return err
 		}
 		s.mark(func() { clear(s.held) })
@@ -343,11 +348,11 @@ func (s *Session) cleanUp(conn *sql.Conn) error {
 	for i := range dest {
 		dest[i] = new(string)
 	}
-	if err := s.rowUnended(ctx, asNewPQ, query, dest...); err != nil {
+	if err := s.rowUnended(ctx, pgsession.AsNewPQ, query, dest...); err != nil {
 		return err
 	}
 	s.mark(func() { clear(s.held) })
-	return checkIdle(ctx, conn) // the end of a transaction would bring the settings back
+	return pgsession.CheckIdle(ctx, conn) // the end of a transaction would bring the settings back
 }
 
 // restore is the columns that set settings to what they were.
@@ -382,4 +387,149 @@ func (s *Session) relabel() {
 	if conn != nil {
 		_ = Label(conn, name) // a pool that is not baldur's has no reports
 	}
+}
+
+// gained notes that the session has a lock, once more.
+func (s *Session) gained(key lockKey) {
+	s.mu.Lock()
+	h := s.held[key]
+	if h == nil {
+		h = &held{since: time.Now()}
+		s.held[key] = h
+	}
+	h.count++
+	first := h.count == 1
+	s.mu.Unlock()
+	if first {
+		s.relabel()
+	}
+}
+
+// AcquireAdvisoryLock takes the lock id on this session, where locks nest: it must
+// be released as often as it was taken, and a session does not exclude itself.
+// With wait it tries again and again, one round trip each, until it has it, ctx
+// ends, or the session's lock_timeout or statement_timeout is over (a
+// [LockTimeoutError]).
+func (s *Session) AcquireAdvisoryLock(ctx context.Context, id int64, wait bool) (bool, error) {
+	return s.acquire(ctx, lockKey{id, false}, wait)
+}
+
+// AcquireAdvisoryLockShared is AcquireAdvisoryLock for a lock that is shared.
+func (s *Session) AcquireAdvisoryLockShared(ctx context.Context, id int64, wait bool) (bool, error) {
+	return s.acquire(ctx, lockKey{id, true}, wait)
+}
+
+// TryAdvisoryLock is AcquireAdvisoryLock without wait.
+func (s *Session) TryAdvisoryLock(ctx context.Context, id int64) (bool, error) {
+	return s.acquire(ctx, lockKey{id, false}, false)
+}
+
+func (s *Session) acquire(ctx context.Context, key lockKey, wait bool) (ok bool, err error) {
+	if s.admin == nil {
+		return false, nil
+	}
+	if err := s.pin(ctx, s.admin.mayKeep); err != nil {
+		return false, err
+	}
+	begin := time.Now()
+	for pause := lockPause(0); ; pause = pause.next() {
+		var lock, statement string
+		err = s.row(ctx, pgsession.AsItIs, pgsession.AskPID+", "+lockCall("pg_try_advisory_lock", key)+", "+pgsql.CurrentSetting("lock_timeout")+", "+pgsql.CurrentSetting("statement_timeout"),
+			&ok, &lock, &statement)
+		if err != nil {
+			break
+		}
+		if ok {
+			s.gained(key)
+			return true, nil
+		}
+		if !wait {
+			return false, nil
+		}
+		limit, state := pgsql.ParseTimeout(lock), "55P03"
+		if d := pgsql.ParseTimeout(statement); d > 0 && (limit == 0 || d < limit) {
+			limit, state = d, "57014"
+		}
+		if limit > 0 && time.Since(begin) >= limit {
+			return false, newLockTimeout(key.id, begin, state, "")
+		}
+		waiting, stop := context.WithCancel(ctx)
+		unhook := context.AfterFunc(s.life, stop)
+		pause.sleep(waiting, begin, limit)
+		unhook()
+		stop()
+		switch {
+		case ctx.Err() != nil:
+			return false, ctx.Err()
+		case s.admin.life.Err() != nil:
+			return false, ErrPGAdminClosed
+		case s.life.Err() != nil:
+			return false, sql.ErrConnDone
+		}
+	}
+	// It may have got it just before the error. If the session lives on it is not
+	// to keep it, where that can be told from a hold of before.
+	s.mu.Lock()
+	s.unclean = true
+	had := s.held[key] != nil
+	s.mu.Unlock()
+	if !had && pqconn.HasState(err, "57014") {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
+		defer cancel()
+		_ = s.row(ctx, pgsession.AsNewPQ, pgsession.AskPID+", "+lockCall("pg_advisory_unlock", key), new(bool))
+	}
+	return false, err
+}
+
+// ReleaseAdvisoryLock releases the lock once, and returns false if the session
+// does not hold it. It goes on although ctx has ended, and takes 5 s at most. If
+// the connection has failed the error is a [LockLostError]. One round trip.
+func (s *Session) ReleaseAdvisoryLock(ctx context.Context, id int64) (bool, error) {
+	return s.release(ctx, lockKey{id, false})
+}
+
+// ReleaseAdvisoryLockShared is ReleaseAdvisoryLock for a lock that is shared.
+func (s *Session) ReleaseAdvisoryLockShared(ctx context.Context, id int64) (bool, error) {
+	return s.release(ctx, lockKey{id, true})
+}
+
+func (s *Session) release(ctx context.Context, key lockKey) (ok bool, err error) {
+	if s.admin == nil {
+		return false, nil
+	}
+	s.mu.Lock()
+	closed, conn := s.closed, s.conn
+	s.mu.Unlock()
+	switch {
+	case closed:
+		return false, sql.ErrConnDone
+	case conn == nil:
+		return false, nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
+	defer cancel()
+	err = s.row(ctx, pgsession.AsNewPQ, pgsession.AskPID+", "+lockCall("pg_advisory_unlock", key), &ok)
+	s.mu.Lock()
+	h := s.held[key]
+	had := h != nil
+	if h != nil && err == nil {
+		if h.count--; h.count == 0 || !ok {
+			delete(s.held, key)
+		}
+	}
+	if err != nil {
+		s.doubt = true
+	}
+	left := s.held[key] != nil
+	s.mu.Unlock()
+	switch {
+	case err != nil && had:
+		return false, &LockLostError{[]int64{key.id}, err}
+	case err != nil:
+		return false, err
+	}
+	if had && !left {
+		s.relabel()
+	}
+	return ok, nil
 }

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"time"
 
+	"github.com/baldur-go/baldur/internal/pgsession"
 	"github.com/baldur-go/baldur/internal/pgsql"
 	"github.com/baldur-go/baldur/internal/pqconn"
 )
@@ -44,7 +45,7 @@ func (s *Session) ResetTimeouts(ctx context.Context) error {
 	if err := s.pin(ctx, s.admin.mayKeep); err != nil {
 		return err
 	}
-	if err := s.row(ctx, asItIs, askPIDQuery+restore(timeouts), dest...); err != nil {
+	if err := s.row(ctx, pgsession.AsItIs, pgsession.AskPID+restore(timeouts), dest...); err != nil {
 		return err
 	}
 	s.mark(func() {
@@ -81,7 +82,7 @@ func (s *Session) set(ctx context.Context, settings ...setting1) error {
 	if err := s.pin(ctx, s.admin.mayKeep); err != nil {
 		return err
 	}
-	if err := s.row(ctx, asItIs, query+" FROM old", dest...); err != nil {
+	if err := s.row(ctx, pgsession.AsItIs, query+" FROM old", dest...); err != nil {
 		if !pqconn.HasState(err, "57014") { // statement_timeout: the one before was too short
 			s.mark(func() { s.doubt = true })
 		}

@@ -5,13 +5,13 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"math"
-	"strconv"
-	"strings"
-	"time"
 
-	"github.com/baldur-go/baldur/internal/pqconn"
 	"github.com/lib/pq"
+
+	"github.com/baldur-go/baldur/internal/lease"
+	"github.com/baldur-go/baldur/internal/leasepg"
+	"github.com/baldur-go/baldur/internal/pgsession"
+	"github.com/baldur-go/baldur/internal/pqconn"
 )
 
 // RequirePrimary makes sure that this process is the primary until tx ends, and
@@ -40,8 +40,8 @@ func (q *PGQuorum) RequirePrimary(ctx context.Context, tx *sql.Tx) (epoch int64,
 	if tx == nil {
 		return 0, errors.New("baldur: RequirePrimary: the transaction is nil")
 	}
-	t := q.valid()
-	if t == nil {
+	b := q.elector.Belief()
+	if b == nil {
 		q.rejected()
 		return 0, ErrNotPrimary
 	}
@@ -49,19 +49,17 @@ func (q *PGQuorum) RequirePrimary(ctx context.Context, tx *sql.Tx) (epoch int64,
 	if err != nil {
 		return 0, err
 	}
-	g, err := guard(ctx, tx, table, q.isHolder(t), q.cfg.idleTimeout)
+	g, err := leasepg.GuardLease(ctx, tx, table, q.cfg.name, q.elector.ID(), b.Epoch, q.cfg.idleTimeout)
 	code, _ := pqconn.SQLState(err)
 	switch {
-	case err == nil && g.held:
-		return g.epoch(q, t.lease.Epoch)
-	case err == nil && !g.snapshot:
+	case err == nil && g.Held:
+		return q.guarded(g, b.Epoch)
+	case err == nil && !g.Snapshot:
 		ok, verr := q.IsPrimaryVerified(ctx)
-		if now := q.term.Load(); now != nil && now.tenure == t.tenure {
-			if ok && verr == nil {
-				return 0, errNotInSight
-			}
-			q.lose(LossFenced)
+		if ok && verr == nil && q.elector.Holds(b.Term) {
+			return 0, errNotInSight
 		}
+		q.elector.Fenced(b.Term)
 		q.rejected()
 		return 0, ErrFenced
 	case err == nil || code == "40001":
@@ -88,78 +86,24 @@ var errOldSnapshot = fmt.Errorf("baldur: the transaction's snapshot is older tha
 // errNotInSight is of a transaction that does not see what the witness confirms.
 var errNotInSight = errors.New("baldur: RequirePrimary: this process is the primary, and the transaction does not see its lease: it is of another database, or server")
 
-func (q *PGQuorum) rejected() { q.count(func(s *QuorumStats) { s.GuardRejections++ }) }
-
-// guardState is what guard has found.
-type guardState struct {
-	held     bool // the row is as it must be, and locked
-	level    bool // by the transaction itself, not by a subtransaction of it
-	snapshot bool // the transaction has one for all its statements
-}
-
-// epoch returns the epoch, if the lock is the transaction's own.
-func (g guardState) epoch(q *PGQuorum, epoch int64) (int64, error) {
-	if !g.level {
+// guarded returns the epoch, if the guard is the transaction's own.
+func (q *PGQuorum) guarded(g leasepg.Guarded, epoch int64) (int64, error) {
+	if !g.Level {
 		q.rejected()
 		return 0, ErrSubtransaction
 	}
 	return epoch, nil
 }
 
-// guard locks the row of a table for which a condition holds.
-func guard(ctx context.Context, tx *sql.Tx, table, condition string, idle time.Duration) (g guardState, err error) {
-	limit := "NULL::pg_catalog.text"
-	if idle > 0 {
-		limit = strings.NewReplacer("{setting}", "'idle_in_transaction_session_timeout'::pg_catalog.text", "{ms}", strconv.FormatInt(max(1, idle.Milliseconds()), 10)).
-			Replace(`CASE WHEN g.epoch IS NOT NULL AND (pg_catalog.current_setting({setting}) {=} '0'::pg_catalog.text
-		OR pg_catalog.current_setting({setting})::pg_catalog.interval {>} '{ms} milliseconds'::pg_catalog.interval)
-		THEN pg_catalog.set_config({setting}, '{ms}ms'::pg_catalog.text, true) END`)
-	}
-	var ignored sql.NullString
-	err = tx.QueryRowContext(ctx, sqlFill(`WITH g AS MATERIALIZED (`+guardedRow+`)
-SELECT g.epoch IS NOT NULL, coalesce(`+guardIsTop+`, false), i.level {=} 'repeatable read'::pg_catalog.text OR i.level {=} 'serializable'::pg_catalog.text, `+limit+`
-FROM (SELECT pg_catalog.current_setting('transaction_isolation'::pg_catalog.text)) AS i(level) LEFT JOIN g ON true`,
-		"{table}", table, "{condition}", condition)).Scan(&g.held, &g.level, &g.snapshot, &ignored)
-	return g, err
-}
-
-const (
-	guardedRow = `SELECT l.name, l.epoch FROM {table} l WHERE {condition} FOR KEY SHARE OF l`
-
-	// Whether the lock of g is the transaction's own. What a subtransaction has locked is
-	// free again when that is rolled back, while the transaction goes on.
-	//
-	// The row's xmax is then the transaction's id, or a multixact of which it is a member.
-	// Of the two kinds of number xmax has no sign, so that it is only looked up as a
-	// multixact where there can be such a one. Else, as after a renewal that the snapshot
-	// does not see, the transaction's locks tell: a subtransaction that has locked a row
-	// has an id of its own, and a lock of that.
-	guardIsTop = `(SELECT CASE
-	WHEN t.xmax {=} x.id THEN true
-	WHEN pg_catalog.mxid_age(t.xmax) {>} 0 AND pg_catalog.mxid_age(t.xmax) {<=} (
-			SELECT pg_catalog.mxid_age(d.datminmxid) FROM pg_catalog.pg_database d WHERE d.datname {=} pg_catalog.current_database())
-		AND EXISTS (SELECT FROM pg_catalog.pg_get_multixact_members(t.xmax) m WHERE m.xid {=} x.id) THEN true
-	ELSE NOT EXISTS (SELECT FROM pg_catalog.pg_locks k WHERE k.pid {=} pg_catalog.pg_backend_pid() AND k.locktype {=} 'transactionid'::pg_catalog.text
-		AND k.mode {=} 'ExclusiveLock'::pg_catalog.text AND k.granted AND k.transactionid {<>} x.id) END
-	FROM {table} t, (SELECT pg_catalog.pg_current_xact_id()::pg_catalog.xid) AS x(id) WHERE t.name {=} g.name AND t.epoch {=} g.epoch)`
-)
-
-// isHolder is the condition that the row is t's.
-func (q *PGQuorum) isHolder(t *term) string {
-	return "l.name {=} " + sqlText(q.cfg.name) + " AND l.lease_id {=} " + sqlText(q.id) + " AND l.epoch {=} " + quoted(t.lease.Epoch) + "::pg_catalog.int8"
-}
-
-// leaseTableName is the name, quoted and with its schema, of the table that the link has found.
+// leaseTableName is the name, quoted and with its schema, of the lease table.
 func (q *PGQuorum) leaseTableName() (string, error) {
-	l, ok := q.line.(*link)
-	if !ok {
-		return "", errors.New("baldur: there is no lease table")
-	}
-	if table := l.table.Load(); table != nil {
-		return table.name, nil
+	if name := q.witness.Table(); name != "" {
+		return name, nil
 	}
 	return "", ErrNotPrimary // it has never been connected
 }
+
+func (q *PGQuorum) rejected() { q.count(func(s *QuorumStats) { s.GuardRejections++ }) }
 
 // FenceCTE is RequirePrimary for a statement that is to carry the fence itself,
 // which saves the round trip: a common table expression named baldur_fence, to be
@@ -177,8 +121,8 @@ func (q *PGQuorum) leaseTableName() (string, error) {
 // It returns ErrNotPrimary if this process is not primary, by its clock. The text is valid for
 // this hold of the lease only: do not keep it. It also defines the name baldur_guard.
 func (q *PGQuorum) FenceCTE() (string, error) {
-	t := q.valid()
-	if t == nil {
+	b := q.elector.Belief()
+	if b == nil {
 		q.rejected()
 		return "", ErrNotPrimary
 	}
@@ -186,9 +130,7 @@ func (q *PGQuorum) FenceCTE() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return sqlFill("baldur_guard AS MATERIALIZED ("+guardedRow+"), baldur_fence AS MATERIALIZED (SELECT g.epoch FROM baldur_guard g WHERE CASE WHEN "+guardIsTop+
-		" THEN true ELSE ('baldur: the transaction is within a savepoint: '::pg_catalog.text {||} g.name)::pg_catalog.bool END)",
-		"{table}", table, "{condition}", q.isHolder(t)), nil
+	return leasepg.FenceCTE(table, q.cfg.name, q.elector.ID(), b.Epoch), nil
 }
 
 // InTx calls f in a transaction of the quorum's pool that [PGQuorum.RequirePrimary] guards, and
@@ -201,15 +143,11 @@ func (q *PGQuorum) FenceCTE() (string, error) {
 //
 // opts are those of sql.DB.BeginTx. If f panics the transaction is rolled back.
 func (q *PGQuorum) InTx(ctx context.Context, opts *sql.TxOptions, f func(tx *sql.Tx, epoch int64) error) error {
-	l, ok := q.line.(*link)
-	if !ok {
-		return errors.New("baldur: InTx: there is no database")
-	}
-	if q.valid() == nil { // before it takes a connection
+	if !q.IsPrimary() { // before it takes a connection
 		q.rejected()
 		return ErrNotPrimary
 	}
-	conn, tx, err := beginClean(ctx, l.db, opts)
+	conn, tx, err := beginClean(ctx, q.db, opts)
 	if err != nil {
 		return fmt.Errorf("baldur: InTx: begin: %w", err)
 	}
@@ -231,8 +169,8 @@ func (q *PGQuorum) InTx(ctx context.Context, opts *sql.TxOptions, f func(tx *sql
 // beginClean begins a transaction on a connection that was in none. One that has died in the pool is
 // replaced, as by sql.DB.BeginTx.
 func beginClean(ctx context.Context, db *sql.DB, opts *sql.TxOptions) (*sql.Conn, *sql.Tx, error) {
-	for left := maxTakes(db); ; left-- {
-		conn, err := takeClean(ctx, db)
+	for left := pgsession.Takes(db); ; left-- {
+		conn, err := pgsession.Take(ctx, db)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -241,7 +179,7 @@ func beginClean(ctx context.Context, db *sql.DB, opts *sql.TxOptions) (*sql.Conn
 			return conn, tx, nil
 		}
 		_ = conn.Close()
-		if !isBadConn(err) || ctx.Err() != nil || left <= 1 {
+		if !pgsession.IsBad(err) || ctx.Err() != nil || left <= 1 {
 			return nil, nil, err
 		}
 	}
@@ -266,24 +204,10 @@ func commitError(err error) error {
 	return fmt.Errorf("baldur: InTx: commit: %w", err)
 }
 
-const fenceTable = "baldur_fence"
-
-func (c *quorumConfig) fenceTable() *tableSpec {
-	return &tableSpec{
-		usual: fenceTable, table: fenceTable, owners: c.owners, columns: map[string]string{"name": "text", "epoch": "int8"},
-		create: []string{`CREATE TABLE IF NOT EXISTS {table} (
-	name  pg_catalog.text PRIMARY KEY,
-	epoch pg_catalog.int8 NOT NULL -- the highest that was sealed
-)`},
-		fence:  fenceIndex,
-		remedy: "only one may be there",
-	}
-}
-
 // A Seal is the fence of one epoch in a database that does not have the lease.
 type Seal struct {
 	q     *PGQuorum
-	t     *term
+	term  *lease.Term
 	table string // quoted, with its schema
 }
 
@@ -301,84 +225,33 @@ func (q *PGQuorum) SealEpoch(ctx context.Context, db *sql.DB) (*Seal, error) {
 	if db == nil {
 		return nil, errors.New("baldur: SealEpoch: the pool is nil")
 	}
-	t := q.valid()
-	if t == nil {
+	b := q.elector.Belief()
+	if b == nil {
 		return nil, ErrNotPrimary
 	}
+	t := b.Term
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	defer context.AfterFunc(t.ctx, func() { cancel(context.Cause(t.ctx)) })()
-	seal := &Seal{q: q, t: t}
+	defer context.AfterFunc(t.Context(), func() { cancel(q.lossOf(t)) })()
+	seal := &Seal{q: q, term: t}
 	var top int64
 	var err error
 	for again := true; again; {
 		if ctx.Err() != nil {
 			return nil, fmt.Errorf("baldur: SealEpoch: %w", errors.Join(context.Cause(ctx), err))
 		}
-		again = false
-		err = onCleanConn(ctx, db, func(ctx context.Context, conn *sql.Conn) (err error) {
-			seal.table, top, again, err = q.sealOn(ctx, conn, t.lease.Epoch)
-			return err
-		})
+		seal.table, top, again, err = leasepg.Seal(ctx, leasePool(db), q.cfg.witness(), t.Epoch)
 	}
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return nil, fmt.Errorf("baldur: SealEpoch: %w: %w", context.Cause(ctx), err)
 	case err != nil:
 		return nil, fmt.Errorf("baldur: SealEpoch: %w", err)
-	case top > t.lease.Epoch:
-		q.outdone(ctx, t, top)
-		return nil, fmt.Errorf("%w: epoch %d is sealed in the database, and this one is %d", ErrFenced, top, t.lease.Epoch)
+	case top > t.Epoch:
+		q.elector.Outdone(ctx, t, top)
+		return nil, fmt.Errorf("%w: epoch %d is sealed in the database, and this one is %d", ErrFenced, top, t.Epoch)
 	}
 	return seal, nil
-}
-
-// sealOn seals an epoch and returns the highest one, or tells that it is to be called again.
-func (q *PGQuorum) sealOn(ctx context.Context, conn *sql.Conn, epoch int64) (table string, top int64, again bool, err error) {
-	spec := q.cfg.fenceTable()
-	tx, err := beginChange(ctx, conn, q.cfg.ttl)
-	if err != nil {
-		return "", 0, false, err
-	}
-	defer func() { _ = tx.Rollback() }()
-	t, err := spec.findIn(ctx, tx, false)
-	if err != nil {
-		return "", 0, false, err
-	}
-	if t == nil {
-		_ = tx.Rollback()
-		if err := spec.migrate(ctx, conn, migrateTimeout, true); err != nil {
-			return "", 0, false, fmt.Errorf("there is no table %s, and it cannot be made: %w", fenceTable, err)
-		}
-		return "", 0, true, nil
-	}
-	var sealed bool
-	err = tx.QueryRowContext(ctx, sqlFill(`WITH s AS (
-	INSERT INTO {table} AS f (name, epoch) VALUES ({name}, {epoch}::pg_catalog.int8)
-	ON CONFLICT (name) DO UPDATE SET epoch = excluded.epoch WHERE f.epoch {<=} excluded.epoch RETURNING f.epoch
-) SELECT true, s.epoch FROM s UNION ALL SELECT false, f.epoch FROM {table} f WHERE f.name {=} {name} AND NOT EXISTS (SELECT FROM s)`,
-		"{table}", t.name, "{name}", sqlText(q.cfg.name), "{epoch}", quoted(epoch))).Scan(&sealed, &top)
-	if err == nil {
-		err = tx.Commit()
-	}
-	again = pqconn.HasState(err, "55P03") || // guarded transactions, for longer than a TTL
-		errors.Is(err, sql.ErrNoRows) || err == nil && !sealed && top <= epoch // the row that is in the way is newer than the snapshot
-	return t.name, top, again, err
-}
-
-// outdone gives up a hold whose epoch a later one of the same lease has outdone. No
-// process can go on with it, and the next epoch must be above the later one.
-func (q *PGQuorum) outdone(ctx context.Context, t *term, top int64) {
-	if err := q.use(ctx); err != nil {
-		return
-	}
-	defer q.letGo()
-	if top < math.MaxInt64-1<<timelineShift { // one that nobody can go beyond was not given by any lease
-		q.watch.top = max(q.watch.top, top)
-	}
-	if now := q.term.Load(); now != nil && now.tenure == t.tenure {
-		q.lose(LossFenced)
-	}
 }
 
 // Require is RequirePrimary for a transaction of the sealed database: no later
@@ -391,18 +264,18 @@ func (s *Seal) Require(ctx context.Context, tx *sql.Tx) (epoch int64, err error)
 	if tx == nil {
 		return 0, errors.New("baldur: Seal.Require: the transaction is nil")
 	}
-	if t := s.q.valid(); t == nil || t.tenure != s.t.tenure {
+	if b := s.q.elector.Belief(); b == nil || b.Term != s.term {
 		s.q.rejected()
 		return 0, ErrNotPrimary
 	}
-	epoch = s.t.lease.Epoch
-	g, err := guard(ctx, tx, s.table, "l.name {=} "+sqlText(s.q.cfg.name)+" AND l.epoch {=} "+quoted(epoch)+"::pg_catalog.int8", 0)
+	epoch = s.term.Epoch
+	g, err := leasepg.GuardSeal(ctx, tx, s.table, s.q.cfg.name, epoch)
 	switch {
 	case err != nil:
 		return 0, err
-	case g.held:
-		return g.epoch(s.q, epoch)
-	case g.snapshot:
+	case g.Held:
+		return s.q.guarded(g, epoch)
+	case g.Snapshot:
 		return 0, errOldSnapshot
 	}
 	s.q.rejected()

@@ -9,6 +9,8 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/baldur-go/baldur/internal/lease"
+	"github.com/baldur-go/baldur/internal/leasepg"
 	"github.com/baldur-go/baldur/internal/pgsql"
 )
 
@@ -18,14 +20,7 @@ const (
 	DefaultLeaseName = "primary"
 )
 
-// clockDrift is the most by which the rates of two machines' clocks may differ
-// from true time: NTP slews by 500 ppm at most, and this is twice that.
-const (
-	minLeaseTTL = 500 * time.Millisecond
-	maxLeaseTTL = 300 * time.Second
-	clockDrift  = 1e-3
-	maxNameLen  = 200 // bytes, of a lease or a region
-)
+const maxNameLen = 200 // bytes, of a lease or a region
 
 // quorumConfig is what the options come to.
 type quorumConfig struct {
@@ -46,6 +41,14 @@ type quorumConfig struct {
 	onAcquired   func(QuorumLease)
 	onLost       func(QuorumLease, LossReason)
 	errs         []error // of options
+}
+
+// witness is what the witness goes by.
+func (c *quorumConfig) witness() leasepg.Config {
+	return leasepg.Config{
+		Name: c.name, Region: c.region, Table: c.table, Owners: c.owners, TTL: c.ttl, Margin: c.margin,
+		Attempt: c.attempt, KillAfter: c.killAfter, Notify: c.notify, Log: c.log,
+	}
 }
 
 // belief is for how long after the sending of a request its success lets the
@@ -70,7 +73,7 @@ func WithLeaseName(name string) QuorumOption {
 // names them, and this option is needed.
 func WithLeaseTable(name string) QuorumOption {
 	return func(c *quorumConfig) {
-		table, err := parseLeaseTable(name)
+		table, err := leasepg.ParseTable(name)
 		if err != nil {
 			c.errs = append(c.errs, fmt.Errorf("WithLeaseTable: %w", err))
 		}
@@ -160,8 +163,15 @@ func WithQuorumClock(now func() time.Duration) QuorumOption {
 	return func(c *quorumConfig) { c.clock = now }
 }
 
+// BootTime is the time since the machine has booted, the time that it was
+// suspended for included, which the monotonic clock of package time leaves out.
+// With [WithQuorumClock] a primary on a machine that wakes up knows at once that
+// it is none any more, and not only after some hundredths of the TTL; IsPrimary
+// then costs 0.3 µs. Elsewhere than on Linux it is the clock of package time.
+func BootTime() time.Duration { return lease.BootTime() }
+
 // WithOnAcquired has f called when this process becomes primary, and WithOnLost
-// when it is one no more. They are called one at a time, in the order of the
+// when it stops being primary. They are called one at a time, in the order of the
 // changes, on a goroutine of their own: a call that lasts delays the next one.
 // They may call any method of the PGQuorum.
 func WithOnAcquired(f func(QuorumLease)) QuorumOption {
@@ -224,14 +234,14 @@ func (c *quorumConfig) check() error {
 	if err := checkName("lease name (WithLeaseName)", c.name); err != nil {
 		return err
 	}
-	least := time.Duration(float64(c.ttl) * 2 * clockDrift / (1 + clockDrift))
+	least := time.Duration(float64(c.ttl) * 2 * lease.ClockDrift / (1 + lease.ClockDrift))
 	switch {
-	case c.ttl < minLeaseTTL || c.ttl > maxLeaseTTL:
-		return fmt.Errorf("TTL (WithLeaseTTL) is %v; it must be from %v to %v", c.ttl, minLeaseTTL, maxLeaseTTL)
+	case c.ttl < lease.MinTTL || c.ttl > lease.MaxTTL:
+		return fmt.Errorf("TTL (WithLeaseTTL) is %v; it must be from %v to %v", c.ttl, lease.MinTTL, lease.MaxTTL)
 	case c.ttl%time.Millisecond != 0:
 		return fmt.Errorf("TTL (WithLeaseTTL) is %v; it must be whole milliseconds, as the table has it", c.ttl)
 	case c.margin < least:
-		return fmt.Errorf("safety margin (WithSafetyMargin) is %v; it must be at least %v, which is what two clocks may drift apart in a TTL of %v: margin >= TTL*2ρ/(1+ρ) with ρ = %v", c.margin, least, c.ttl, clockDrift)
+		return fmt.Errorf("safety margin (WithSafetyMargin) is %v; it must be at least %v, which is what two clocks may drift apart in a TTL of %v: margin >= TTL*2ρ/(1+ρ) with ρ = %v", c.margin, least, c.ttl, lease.ClockDrift)
 	case c.margin >= c.ttl/2:
 		return fmt.Errorf("safety margin (WithSafetyMargin) is %v; it must be less than half of the TTL of %v: margin < TTL/2", c.margin, c.ttl)
 	case c.renew <= 0 || c.renew > c.belief()/3:

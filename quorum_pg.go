@@ -2,13 +2,19 @@ package baldur
 
 import (
 	"context"
-	"crypto/rand"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
+
+	"github.com/baldur-go/baldur/internal/lease"
+	"github.com/baldur-go/baldur/internal/leasepg"
+	"github.com/baldur-go/baldur/internal/pqconn"
 )
 
 // PGQuorum is a [QuorumWitness] on PostgreSQL: a lease kept in a row of the table
@@ -87,32 +93,15 @@ import (
 type PGQuorum struct {
 	cfg     *quorumConfig
 	t       *Tracker
-	line    line
-	witness witness
-	id      string // lease id: of this PGQuorum, in this process
+	db      *sql.DB
+	witness *leasepg.Witness
+	elector *lease.Elector
 
-	term    atomic.Pointer[term] // changed under mu
-	waiters atomic.Int32         // for own
-	own     chan struct{}        // full while someone has the witness; guards the fields below
-	watch   leaseWatch
-	maybe   bool          // an acquisition is of unknown result, or a release
-	leaseTo time.Duration // when the lease ends that was last asked for, if it was granted
-	renewAt time.Duration // when the loop renews next
-	holdOff time.Duration // until when the loop takes nothing
-	errors  int           // in a row
-
-	mu       sync.Mutex // guards the fields below
-	guard    *time.Timer
-	begun    chan struct{} // closed and replaced when a tenure begins
-	closed   chan struct{} // closed by Close
-	campaign bool          // between StartAutoRenew and StopAutoRenew
-	turn     *tenure       // that Run's f is called for
+	mu       sync.Mutex // guards the fields below; never held while the elector is called
+	closed   bool
 	watchers map[chan QuorumEvent]bool
 	told     QuorumEvent // the last one; State "": none yet
-	loop     *quorumLoop // nil: there is none
-	last     *quorumLoop // the last one that there was
-	stats    QuorumStats
-	logs     []func() // what unlock logs
+	stats    QuorumStats // the counts, and LastError
 	calls    callQueue
 }
 
@@ -130,89 +119,106 @@ func NewPGQuorum(db *sql.DB, region string, opts ...QuorumOption) (*PGQuorum, er
 	}
 	t := TrackerOf(db)
 	if t == nil {
-		return nil, fmt.Errorf("baldur: NewPGQuorum: %w", errNotOurs)
+		return nil, fmt.Errorf("baldur: NewPGQuorum: %w", leasepg.ErrNotOurs)
 	}
-	link := newLink(db, t, cfg)
-	return newQuorum(cfg, t, link, pgWitness{cfg, link}), nil
-}
-
-// line is what a quorum hears of its witness by: a link, or a test's stand-in.
-type line interface {
-	wait(d time.Duration, bell bool, unless func() bool)
-	announce(ctx context.Context) // that the lease has changed
-	interrupt()
-	isOpen() bool
-	close()
-}
-
-func newQuorum(cfg *quorumConfig, t *Tracker, l line, w witness) *PGQuorum {
-	q := &PGQuorum{
-		cfg: cfg, t: t, line: l, witness: w, id: rand.Text(),
-		own: make(chan struct{}, 1), begun: make(chan struct{}), closed: make(chan struct{}), watchers: map[chan QuorumEvent]bool{},
-	}
-	q.holdOff = q.now()
+	q := &PGQuorum{cfg: cfg, t: t, db: db, witness: leasepg.New(cfg.witness(), leasePool(db)), watchers: map[chan QuorumEvent]bool{}}
 	q.stats.Losses = map[LossReason]int64{}
 	for _, r := range lossReasons {
 		q.stats.Losses[r] = 0
 	}
-	return q
+	q.elector = lease.New(lease.Config{
+		Name: cfg.name, TTL: cfg.ttl, Margin: cfg.margin, Renew: cfg.renew, Attempt: cfg.attempt, Jitter: cfg.jitter,
+		Clock: cfg.clock, Gone: t.whenClosed,
+	}, q.witness, q.witness, quorumObserver{q})
+	return q, nil
 }
 
-// use waits for the witness, which one goroutine has at a time; the loop lets go
-// of it.
-func (q *PGQuorum) use(ctx context.Context) error {
-	q.waiters.Add(1)
-	defer q.waiters.Add(-1)
-	q.line.interrupt()
-	select {
-	case q.own <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
+// leasePool is what package leasepg needs of a pool.
+func leasePool(db *sql.DB) leasepg.Pool {
+	p := leasepg.Pool{DB: db}
+	if d, ok := db.Driver().(interface {
+		dial(context.Context) (driver.Conn, *pqconn.Socket, error)
+		untracked() driver.Connector
+	}); ok {
+		t := TrackerOf(db)
+		p.Dial, p.Untracked, p.State, p.Closed = d.dial, d.untracked(), t.pool, t.isClosed
 	}
+	return p
 }
 
-func (q *PGQuorum) letGo() { <-q.own }
-
-// useOpen is use of a quorum that is not closed.
-func (q *PGQuorum) useOpen(ctx context.Context) error {
-	err := q.isClosed() // who is closed does not wait
+// MigrateQuorum creates the lease table, public.baldur_lease, or finds the one that
+// there is, in any schema, and makes sure that it is what it must be. It may be called
+// any number of times, by any number of processes at once. It takes a minute at most.
+//
+// It needs the right to create a table in the schema. A role that only uses the table
+// needs USAGE on the schema, SELECT, INSERT and UPDATE on the table (one that only calls
+// RequirePrimary: SELECT and UPDATE), and EXECUTE on pg_catalog.pg_control_system, which
+// everyone has unless it was revoked. The table's owner must be the role itself, the
+// database's owner, a superuser, one that the role was made a member of by these, or one
+// of WithLeaseOwner.
+//
+// Of opts, WithLeaseTable and WithLeaseOwner count. With WithLeaseTable the table is made
+// although there is one of another name. Without, an error names the tables if there are
+// several that could be meant.
+//
+// The table must stay LOGGED, and its rows must not be deleted, nor restored
+// from a backup while a lease is held: the witness must not forget.
+func MigrateQuorum(ctx context.Context, db *sql.DB, opts ...QuorumOption) error {
+	if db == nil {
+		return errors.New("baldur: MigrateQuorum: the pool is nil")
+	}
+	cfg, err := newQuorumConfig(anyRegion, opts)
 	if err == nil {
-		if err = q.use(ctx); err != nil {
-			return err
-		}
-		if err = q.isClosed(); err != nil {
-			q.letGo()
-		}
+		err = leasepg.Migrate(ctx, leasePool(db), cfg.witness())
 	}
-	return err
+	if err != nil {
+		return fmt.Errorf("baldur: MigrateQuorum: %w", err)
+	}
+	return nil
 }
 
-// isClosed returns an ErrQuorumClosed if the quorum or its pool is closed.
-func (q *PGQuorum) isClosed() error {
-	select {
-	case <-q.closed:
-		return ErrQuorumClosed
-	case <-q.t.whenClosed():
-		return fmt.Errorf("%w: its pool is", ErrQuorumClosed)
-	default:
-		return nil
+// LeaseTable returns the name, quoted and with its schema, of the table that MigrateQuorum
+// and PGQuorum use in the database of db; "" if there is none yet. It changes nothing,
+// works on a standby, and takes a minute at most. Of opts, WithLeaseTable and WithLeaseOwner count.
+func LeaseTable(ctx context.Context, db *sql.DB, opts ...QuorumOption) (name string, err error) {
+	if db == nil {
+		return "", errors.New("baldur: LeaseTable: the pool is nil")
 	}
+	cfg, err := newQuorumConfig(anyRegion, opts)
+	if err == nil {
+		name, err = leasepg.FindTable(ctx, leasePool(db), cfg.witness())
+	}
+	if err != nil {
+		return "", fmt.Errorf("baldur: LeaseTable: %w", err)
+	}
+	return name, nil
 }
 
-// attempt is the ctx of one request. A holder leaves itself time for another one.
-func (q *PGQuorum) attempt(ctx context.Context) (context.Context, context.CancelFunc) {
-	d := q.cfg.attempt
-	if !q.line.isOpen() {
-		d = 2 * q.cfg.ttl // to connect takes several round trips
-	}
-	if t := q.valid(); t != nil {
-		d = min(d, t.remaining(q.now())/2)
-	}
-	return context.WithTimeoutCause(ctx, d, errAttempt)
-}
+// anyRegion stands where no lease is taken.
+const anyRegion = "-"
 
-var errAttempt = errors.New("baldur: the witness has not answered in time (WithAttemptTimeout)")
+// MoveLeaseTable gives the lease table the name to, as "ops.baldur_lease", while no
+// process uses it. Processes that run when it is moved may go on with it; those of a
+// version before this one would not find it, and make a second one: stop all of them.
+//
+// It returns an error, and moves nothing, if a lease is held, or has not been expired for
+// its TTL, by the server's clock. Processes that start afterwards find the table where it
+// is; WithLeaseTable is needed if its name is another one than baldur_lease. Of opts,
+// WithLeaseTable, for the table as it is, and WithLeaseOwner count. It needs to be the
+// table's owner and the right to create in the new schema. It takes a minute at most.
+func MoveLeaseTable(ctx context.Context, db *sql.DB, to string, opts ...QuorumOption) error {
+	if db == nil {
+		return errors.New("baldur: MoveLeaseTable: the pool is nil")
+	}
+	cfg, err := newQuorumConfig(anyRegion, opts)
+	if err == nil {
+		err = leasepg.Move(ctx, leasePool(db), cfg.witness(), to)
+	}
+	if err != nil {
+		return fmt.Errorf("baldur: MoveLeaseTable: %w", err)
+	}
+	return nil
+}
 
 // TryAcquirePrimary makes this process primary if it can be now, and tells whether
 // it is. If it is already, it renews. It does not wait: a candidate calls it again
@@ -222,118 +228,16 @@ var errAttempt = errors.New("baldur: the witness has not answered in time (WithA
 // With an error, the result of the acquisition is unknown, and this process is
 // not primary, or as long as it was before. After Close it is [ErrQuorumClosed].
 func (q *PGQuorum) TryAcquirePrimary(ctx context.Context) (bool, error) {
-	if err := q.useOpen(ctx); err != nil {
-		return false, err
-	}
-	defer q.letGo()
-	if t := q.valid(); t != nil {
-		return q.renew(ctx, t)
-	}
-	q.lose(LossExpired) // so that the loss comes before the gain
-	return q.take(ctx)
-}
-
-// take is TryAcquirePrimary of a process that is not primary.
-func (q *PGQuorum) take(ctx context.Context) (bool, error) {
-	q.t.addQuorum(q)
-	if err := q.look(ctx); err != nil {
-		return false, err
-	}
-	now := q.now()
-	at, anyway := q.watch.takeAt(q.id, q.cfg.ttl)
-	if now < at {
-		return false, nil
-	}
-	ctx, cancel := q.attempt(ctx)
-	defer cancel()
-	gap := suspendGap() // first: the machine may be suspended before the reply
-	sent, waited := q.now(), max(0, now-q.watch.since)
-	q.leaseTo = sent + q.cfg.ttl
-	row, ok, err := q.witness.acquire(ctx, q.id, q.watch.row, q.watch.top, now >= anyway)
-	if err != nil {
-		q.maybe = q.maybe || !isRefusal(err)
-		return false, q.failed("acquire", err)
-	}
-	if err := q.heard(row); err != nil {
-		q.maybe = true
-		return false, q.failed("acquire", err)
-	}
-	if !ok {
-		return false, nil
-	}
-	q.maybe = true // until begin has it
-	if !q.begin(row, sent, gap) {
-		return false, nil
-	}
-	q.maybe = false
-	q.renewAt = sent + q.jittered(q.cfg.renew)
-	q.count(func(s *QuorumStats) { s.TakeoverWait = waited })
-	q.line.announce(ctx)
-	return true, nil
-}
-
-// look reads the row.
-func (q *PGQuorum) look(ctx context.Context) error {
-	ctx, cancel := q.attempt(ctx)
-	defer cancel()
-	row, err := q.witness.observe(ctx)
-	if err != nil {
-		return q.failed("observe", err)
-	}
-	if err := q.heard(row); err != nil {
-		return q.failed("observe", err)
-	}
-	return nil
+	ok, err := q.elector.TryAcquire(ctx)
+	return ok, quorumError(err)
 }
 
 // RenewLease renews the lease, if this process is primary, and tells whether it
 // still is. With an error it is unknown whether the lease was renewed, and the
 // belief ends when it would have.
 func (q *PGQuorum) RenewLease(ctx context.Context) (bool, error) {
-	if err := q.useOpen(ctx); err != nil {
-		return false, err
-	}
-	defer q.letGo()
-	t := q.valid()
-	if t == nil {
-		return false, nil
-	}
-	return q.renew(ctx, t)
-}
-
-func (q *PGQuorum) renew(ctx context.Context, t *term) (bool, error) {
-	ctx, cancel := q.attempt(ctx)
-	defer cancel()
-	sent := q.now()
-	q.leaseTo = sent + q.cfg.ttl
-	before := q.watch.row.witness
-	row, ok, err := q.witness.renew(ctx, q.id, t.lease.Epoch)
-	if err != nil {
-		return q.IsPrimary(), q.failed("renew", err)
-	}
-	received := q.now()
-	if err := q.heard(row); err != nil {
-		return q.IsPrimary(), q.failed("renew", err)
-	}
-	if !ok {
-		if row.witness != before || row.epoch < t.lease.Epoch {
-			q.lose(LossFailover)
-		} else {
-			q.lose(LossFenced)
-		}
-		return false, nil
-	}
-	q.renewAt = sent + q.jittered(q.cfg.renew)
-	q.count(func(s *QuorumStats) {
-		s.Renewals++
-		s.RenewTotal += received - sent
-		s.RenewMax = max(s.RenewMax, received-sent)
-	})
-	if !q.extend(t, sent) {
-		q.maybe = true
-		return false, nil
-	}
-	return true, nil
+	ok, err := q.elector.Renew(ctx)
+	return ok, quorumError(err)
 }
 
 // ReleaseLease ends the belief, if there is one, and then the lease, so that
@@ -342,133 +246,366 @@ func (q *PGQuorum) renew(ctx context.Context, t *term) (bool, error) {
 // unknown whether the witness has heard of the release; if not, the lease ends
 // after its TTL.
 func (q *PGQuorum) ReleaseLease(ctx context.Context) error {
-	q.lose(LossReleased) // first: nobody may take what is believed
-	if err := q.use(ctx); err != nil {
-		return err
-	}
-	defer q.letGo()
-	return q.release(ctx)
-}
-
-func (q *PGQuorum) release(ctx context.Context) error {
-	q.lose(LossReleased) // one that the loop has begun meanwhile
-	now := q.now()
-	q.holdOff = now + q.cfg.ttl
-	if !q.mayHold() || now >= q.leaseTo { // what has run out needs no release
-		return nil
-	}
-	ctx, cancel := context.WithTimeoutCause(ctx, min(2*q.cfg.attempt, q.leaseTo-now), errAttempt)
-	defer cancel()
-	err := q.releaseOnce(ctx)
-	if err != nil && !isRefusal(err) && ctx.Err() == nil { // perhaps only the connection was lost
-		err = q.releaseOnce(ctx)
-	}
-	return err
-}
-
-// mayHold tells whether the row may be this process's.
-func (q *PGQuorum) mayHold() bool { return q.maybe || q.watch.seen && q.watch.row.leaseID == q.id }
-
-func (q *PGQuorum) releaseOnce(ctx context.Context) error {
-	if q.maybe { // of which epoch, the row knows
-		if err := q.look(ctx); err != nil {
-			return err
-		}
-	}
-	if q.watch.row.leaseID == q.id {
-		ctx, cancel := q.attempt(ctx)
-		defer cancel()
-		row, ok, err := q.witness.release(ctx, q.id, q.watch.row.epoch)
-		if err != nil {
-			q.maybe = true
-			return q.failed("release", err)
-		}
-		if ok {
-			q.line.announce(ctx)
-		}
-		if err := q.heard(row); err != nil {
-			return q.failed("release", err)
-		}
-	}
-	q.maybe = false
-	return nil
+	return quorumError(q.elector.Release(ctx))
 }
 
 // CurrentPrimary returns the region of the primary, by the witness and by its
 // clock; false if there is none. It is for people and for routing: it is out of
 // date when it arrives, and proves nothing.
 func (q *PGQuorum) CurrentPrimary(ctx context.Context) (region string, ok bool, err error) {
-	if err := q.useOpen(ctx); err != nil {
-		return "", false, err
+	row, err := q.elector.Look(ctx)
+	if err != nil || row.LeaseID == "" || row.Expired {
+		return "", false, quorumError(err)
 	}
-	defer q.letGo()
-	if err := q.look(ctx); err != nil {
-		return "", false, err
-	}
-	if r := q.watch.row; r.leaseID != "" && !r.expired {
-		return r.region, true, nil
-	}
-	return "", false, nil
+	return row.Region, true, nil
 }
+
+// IsPrimary tells whether this process is the primary at this moment: it does no
+// I/O, takes no lock and allocates nothing. It reads the clock, since a flag that
+// a timer puts down is put down late, after a pause of the process by any amount.
+//
+// What you do after it may still be too late, if the process is paused in
+// between. What must not happen twice belongs in a transaction that
+// [PGQuorum.RequirePrimary] guards.
+func (q *PGQuorum) IsPrimary() bool { return q.elector.Belief() != nil }
 
 // IsPrimaryVerified asks the witness whether this process is primary: that was so
 // when it answered, and is so by the clock now. If the witness says that it is
 // not, the belief ends.
 func (q *PGQuorum) IsPrimaryVerified(ctx context.Context) (bool, error) {
-	if err := q.useOpen(ctx); err != nil {
-		return false, err
-	}
-	defer q.letGo()
-	t := q.valid()
-	if t == nil {
-		return false, nil
-	}
-	if err := q.look(ctx); err != nil {
-		return false, err
-	}
-	if r := q.watch.row; r.leaseID != q.id || r.epoch != t.lease.Epoch {
-		q.lose(LossFenced)
-		return false, nil
-	}
-	return q.IsPrimary(), nil
+	ok, err := q.elector.Verify(ctx)
+	return ok, quorumError(err)
 }
 
-// heard takes in a row that has just been received. What a server says that was
-// replaced by a failover, and is still there, is not listened to.
-func (q *PGQuorum) heard(row leaseRow) error {
-	now, last := q.now(), q.watch.row.witness
-	if row.witness.system == last.system && row.witness.timeline < last.timeline {
-		q.line.close()
-		return fmt.Errorf("baldur: lease %q: the server is in timeline %d and another one was in timeline %d: it has been replaced", q.cfg.name, row.witness.timeline, last.timeline)
+// Lease returns the lease that this process holds; false if it is not primary.
+func (q *PGQuorum) Lease() (QuorumLease, bool) {
+	b := q.elector.Belief()
+	if b == nil {
+		return QuorumLease{}, false
 	}
-	q.errors = 0
-	known := q.watch.seen
-	q.watch.note(row, now)
-	if known && q.watch.born == now {
-		q.cfg.log.Warn("baldur: the witness has failed over, or its data was restored: until someone takes the lease, nobody does before a TTL has passed",
-			"lease", q.cfg.name, "system", row.witness.system, "timeline", row.witness.timeline)
-	}
-	q.tell()
-	return nil
+	return q.leaseOf(b), true
 }
 
-// failed counts and logs an error of a request.
-func (q *PGQuorum) failed(request string, err error) error {
-	q.errors++
-	q.count(func(s *QuorumStats) {
-		if isRefusal(err) {
-			s.Refused++
-		} else {
-			s.Unanswered++
+func (q *PGQuorum) leaseOf(b *lease.Belief) QuorumLease {
+	return QuorumLease{Region: q.cfg.region, LeaseID: q.elector.ID(), AcquiredAt: b.Began, ExpiresAt: b.Expires, Epoch: b.Epoch}
+}
+
+// PrimaryContext returns a context that ends when this process stops being primary, at
+// the end of its belief at the latest, whatever the network does; its
+// [context.Cause] is then a [*LeaseLostError]. It ends with ctx, too.
+//
+// It returns ErrNotPrimary if this process is not primary now. To wait until it
+// is, see [PGQuorum.AwaitPrimary].
+func (q *PGQuorum) PrimaryContext(ctx context.Context) (context.Context, error) {
+	b := q.elector.Belief()
+	if b == nil {
+		return nil, ErrNotPrimary
+	}
+	return q.primaryContext(ctx, b.Term), nil
+}
+
+// primaryContext is PrimaryContext of a term.
+func (q *PGQuorum) primaryContext(ctx context.Context, t *lease.Term) context.Context {
+	ctx, cancel := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(t.Context(), func() { cancel(q.lossOf(t)) })
+	context.AfterFunc(ctx, func() { stop() })
+	return ctx
+}
+
+// AwaitPrimary waits until this process is primary, for which StartAutoRenew must
+// be in effect or someone call TryAcquirePrimary, and returns PrimaryContext's.
+// It returns ctx's cause if that ends, or has ended, before, and [ErrQuorumClosed] if
+// the quorum or its pool is closed.
+func (q *PGQuorum) AwaitPrimary(ctx context.Context) (context.Context, error) {
+	b, err := q.elector.Await(ctx)
+	if err != nil {
+		return nil, quorumError(err)
+	}
+	return q.primaryContext(ctx, b.Term), nil
+}
+
+// StartAutoRenew has this process renew the lease while it is primary, and be a
+// candidate while it is not, on a goroutine of its own, until StopAutoRenew.
+// Errors are logged, counted in Stats, and tried again. A second call does
+// nothing, and neither does one after Close. When the pool is closed it stops.
+func (q *PGQuorum) StartAutoRenew() { q.elector.Start() }
+
+// StopAutoRenew ends StartAutoRenew, releases the lease if this process is
+// primary, and returns when that is done, or has failed twice, with no goroutine
+// left, and no connection unless Watch has need of it. It may be called at any
+// time, also by WithOnAcquired's and WithOnLost's functions; if it was stopped
+// already, it does nothing.
+func (q *PGQuorum) StopAutoRenew() { q.stopAutoRenew(false) }
+
+// stopAutoRenew is StopAutoRenew; with release the lease is also released if it was stopped
+// already.
+func (q *PGQuorum) stopAutoRenew(release bool) {
+	q.elector.Stop(release)
+	q.calls.drain(0)
+	q.cfg.logs.drain(logsWait)
+}
+
+// Close is StopAutoRenew for good. It also ends the channels of Watch, releases what
+// TryAcquirePrimary has got, and gives the connection up. Calls that wait for the
+// lease, and later ones, end with [ErrQuorumClosed]. The error is that of the release.
+func (q *PGQuorum) Close() error {
+	q.mu.Lock()
+	q.closed = true
+	q.dropWatchersLocked()
+	q.mu.Unlock()
+	err := q.elector.Close()
+	q.calls.drain(0)
+	q.cfg.logs.drain(logsWait)
+	return quorumError(err)
+}
+
+// Run calls f whenever this process becomes primary, with a ctx that ends when it stops being
+// primary, as PrimaryContext's. It contends for the lease by StartAutoRenew until
+// then, and again when f has returned: never while f still runs, so that no other process
+// waits for one that only believes to be at work. When it returns it has released the lease.
+//
+// It returns when f returns while this process is still primary, with f's error, nil or
+// not; when ctx ends, with its cause; and, when the quorum or its pool is closed, with
+// [ErrQuorumClosed]; in each case after f has returned. An error of an f whose lease was
+// lost is logged. A panic of f passes, and the lease is released.
+//
+// Call neither StartAutoRenew nor StopAutoRenew beside it. What f must not do twice belongs in
+// a transaction: see [PGQuorum.InTx].
+func (q *PGQuorum) Run(ctx context.Context, f func(ctx context.Context) error) error {
+	defer q.stopAutoRenew(true)
+	for {
+		q.StartAutoRenew()
+		b, err := q.elector.Await(ctx)
+		if err != nil {
+			return quorumError(err)
 		}
-		s.LastError = err.Error()
+		primary := q.primaryContext(ctx, b.Term)
+		if !q.elector.EndWith(b.Term) {
+			continue // lost already
+		}
+		err = func() error {
+			defer q.elector.EndWith(nil) // also if f panics
+			return f(primary)
+		}()
+		switch {
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case q.elector.Holds(b.Term):
+			return err
+		}
+		if closed := q.elector.Closed(); closed != nil {
+			return quorumError(closed)
+		}
+		if err != nil {
+			q.cfg.log.Warn("baldur: the work of a primary has ended after its lease was lost", "lease", q.cfg.name, "cause", context.Cause(primary), "error", err)
+		}
+	}
+}
+
+// Watch returns a channel of the changes of who holds the lease, from what is
+// known now on, whoever it is; also while this process is no candidate. Who reads
+// slowly misses what was changed again meanwhile, but gets the latest. The channel
+// is closed when ctx ends, or by Close, or at once after Close.
+//
+// A change is known at once by NOTIFY; within 0.2 TTL behind a pooler and with other drivers
+// than lib/pq, where LISTEN is not used. A lease that is not renewed shows as LeaseExpired
+// after its TTL. That is news for people and for routing: it proves nothing about who is
+// primary when it is read.
+func (q *PGQuorum) Watch(ctx context.Context) <-chan QuorumEvent {
+	c := make(chan QuorumEvent, 1)
+	q.mu.Lock()
+	if ctx.Err() != nil || q.closed {
+		q.mu.Unlock()
+		close(c)
+		return c
+	}
+	if q.told.State != "" {
+		c <- q.told
+	}
+	q.watchers[c] = true
+	q.mu.Unlock()
+	q.elector.Follow()
+	context.AfterFunc(ctx, func() {
+		q.mu.Lock()
+		watched := q.watchers[c]
+		if watched {
+			delete(q.watchers, c)
+			close(c)
+		}
+		q.mu.Unlock()
+		if watched {
+			q.elector.Unfollow()
+		}
 	})
-	q.cfg.log.Warn("baldur: the witness has not granted a request", "lease", q.cfg.name, "request", request, "unknown", !isRefusal(err), "error", err)
-	return err
+	return c
+}
+
+func (q *PGQuorum) dropWatchersLocked() {
+	for c := range q.watchers {
+		delete(q.watchers, c)
+		close(c)
+	}
+}
+
+// Stats returns what the quorum has done. It asks nobody.
+func (q *PGQuorum) Stats() QuorumStats {
+	b, remaining, gap := q.elector.Snapshot()
+	q.mu.Lock()
+	s := q.stats
+	s.Losses = maps.Clone(s.Losses)
+	s.Holder = q.told
+	q.mu.Unlock()
+	s.CheckedAt, s.Lease, s.Region, s.ClockGap = time.Now(), q.cfg.name, q.cfg.region, gap
+	s.BackendPID = q.witness.PID()
+	if b != nil { // as IsPrimary
+		s.IsPrimary, s.Epoch, s.Remaining = true, b.Epoch, remaining
+	}
+	return s
 }
 
 func (q *PGQuorum) count(f func(*QuorumStats)) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	f(&q.stats)
+}
+
+// Quorums returns what the quorums on the pool that are in use have done and know.
+func (t *Tracker) Quorums() []QuorumStats {
+	t.mu.Lock()
+	quorums := slices.Clone(t.quorums)
+	t.mu.Unlock()
+	var all []QuorumStats
+	for _, q := range quorums {
+		all = append(all, q.Stats())
+	}
+	return all
+}
+
+// quorumObserver is what the elector tells its quorum: what is for people.
+type quorumObserver struct{ *PGQuorum }
+
+func (q quorumObserver) Began(b *lease.Belief, waited time.Duration) {
+	q.count(func(s *QuorumStats) { s.Elections++; s.TakeoverWait = waited })
+	q.log(slog.LevelInfo, "baldur: this process is primary", "epoch", b.Epoch)
+	if f := q.cfg.onAcquired; f != nil {
+		l := q.leaseOf(b)
+		q.calls.add(func() { f(l) })
+	}
+}
+
+func (q quorumObserver) Lost(b *lease.Belief, r lease.Reason) {
+	reason := lossReasons[r]
+	q.count(func(s *QuorumStats) { s.Losses[reason]++ })
+	if reason == LossReleased {
+		q.log(slog.LevelInfo, "baldur: this process has released the lease", "epoch", b.Epoch)
+	} else {
+		q.log(slog.LevelWarn, "baldur: this process is primary no more", "epoch", b.Epoch, "reason", string(reason))
+	}
+	if f := q.cfg.onLost; f != nil {
+		l := q.leaseOf(b)
+		q.calls.add(func() { f(l, reason) })
+	}
+}
+
+func (q quorumObserver) log(level slog.Level, msg string, args ...any) {
+	q.cfg.log.Log(context.Background(), level, msg, append([]any{"lease", q.cfg.name, "region", q.cfg.region}, args...)...)
+}
+
+// Heard sends the state of the row to the watchers, if it has changed.
+func (q quorumObserver) Heard(row lease.Row, state lease.State, failedOver bool) {
+	if failedOver {
+		q.cfg.log.Warn("baldur: the witness has failed over, or its data was restored: until someone takes the lease, nobody does before a TTL has passed",
+			"lease", q.cfg.name, "system", row.Witness.System, "timeline", row.Witness.Timeline)
+	}
+	e := QuorumEvent{
+		State: leaseStates[state],
+		Lease: QuorumLease{Region: row.Region, LeaseID: row.LeaseID, AcquiredAt: row.Acquired, ExpiresAt: row.Expires, Epoch: row.Epoch},
+		Local: row.LeaseID == q.elector.ID(),
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if last := q.told; last.State == e.State && last.Lease.Epoch == e.Lease.Epoch && last.Lease.LeaseID == e.Lease.LeaseID {
+		q.told.Lease.ExpiresAt = e.Lease.ExpiresAt
+		return
+	}
+	if e.State == LeaseFree && q.told.Lease.Epoch == e.Lease.Epoch {
+		e.Local = q.told.Local // its own release
+	}
+	q.told = e
+	for c := range q.watchers {
+		select {
+		case <-c: // the one that was not read
+		default:
+		}
+		c <- e
+	}
+}
+
+func (q quorumObserver) Renewed(took time.Duration) {
+	q.count(func(s *QuorumStats) {
+		s.Renewals++
+		s.RenewTotal += took
+		s.RenewMax = max(s.RenewMax, took)
+	})
+}
+
+func (q quorumObserver) Failed(request string, err error) {
+	q.count(func(s *QuorumStats) {
+		if lease.IsRefusal(err) {
+			s.Refused++
+		} else {
+			s.Unanswered++
+		}
+		s.LastError = err.Error()
+	})
+	q.cfg.log.Warn("baldur: the witness has not granted a request", "lease", q.cfg.name, "request", request, "unknown", !lease.IsRefusal(err), "error", err)
+}
+
+// InUse has the tracker list the quorum, or not.
+func (q quorumObserver) InUse(inUse bool) {
+	q.t.mu.Lock()
+	defer q.t.mu.Unlock()
+	i := slices.Index(q.t.quorums, q.PGQuorum)
+	switch {
+	case inUse && i < 0:
+		q.t.quorums = append(q.t.quorums, q.PGQuorum)
+	case !inUse && i >= 0:
+		q.t.quorums = slices.Delete(q.t.quorums, i, i+1)
+	}
+}
+
+func (q quorumObserver) Ended() {
+	q.mu.Lock()
+	q.dropWatchersLocked()
+	q.mu.Unlock()
+	q.cfg.log.Info("baldur: the pool is closed; the lease is released", "lease", q.cfg.name)
+}
+
+// What the elector's values are for people: these, quorumError and lossOf are the only
+// places where they are told so.
+var (
+	lossReasons = [lease.ReasonCount]LossReason{
+		lease.Expired: LossExpired, lease.Fenced: LossFenced, lease.Suspended: LossSuspended, lease.Released: LossReleased, lease.Failover: LossFailover,
+	}
+	leaseStates = [lease.StateCount]LeaseState{lease.Free: LeaseFree, lease.Held: LeaseHeld, lease.Lapsed: LeaseExpired}
+)
+
+// quorumError is an error of the elector's. Those of a request are the witness's, and stay.
+func quorumError(err error) error {
+	switch err {
+	case lease.ErrClosed:
+		return ErrQuorumClosed
+	case lease.ErrGone:
+		return fmt.Errorf("%w: its pool is", ErrQuorumClosed)
+	}
+	return err
+}
+
+// lossOf is the cause with which a term that has been lost has ended.
+func (q *PGQuorum) lossOf(t *lease.Term) error {
+	var lost *lease.Lost
+	if !errors.As(context.Cause(t.Context()), &lost) {
+		return nil
+	}
+	return &LeaseLostError{q.cfg.name, lost.Epoch, lossReasons[lost.Reason]}
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/lib/pq"
 
 	"github.com/baldur-go/baldur"
+	"github.com/baldur-go/baldur/internal/leasepg"
 )
 
 const quorumStatusUsage = `Usage: baldur quorum status [--lease NAME] [--json] [--watch] [DSN]
@@ -114,40 +115,27 @@ func lookAtLeases(ctx context.Context, db *sql.DB, lease string) (*statusReport,
 	if err != nil || table == "" {
 		return r, err
 	}
-	query := "SELECT l.name, l.epoch, l.lease_id IS NOT NULL, coalesce(l.region, ''::pg_catalog.text), l.ttl_ms, l.acquired_at, l.expires_at, pg_catalog.clock_timestamp() FROM " + table + " l"
-	if lease != "" {
-		query += " WHERE l.name OPERATOR(pg_catalog.=) " + pq.QuoteLiteral(lease) + "::pg_catalog.text"
-	}
-	rows, err := tx.QueryContext(ctx, query+" ORDER BY l.name")
+	entries, err := leasepg.Entries(ctx, tx, table, lease)
 	if err != nil {
 		return nil, tableAdvice(err)
 	}
-	defer rows.Close()
-	for rows.Next() {
-		var l leaseStatus
-		var held bool
-		var ttl int64
-		var acquired sql.NullTime
-		var expires time.Time
-		if err := rows.Scan(&l.Name, &l.Epoch, &held, &l.Region, &ttl, &acquired, &expires, &r.Now); err != nil {
-			return nil, err
-		}
+	for _, e := range entries {
+		r.Now = e.Now
+		l := leaseStatus{Name: e.Name, Region: e.Region}
 		switch {
-		case !held:
+		case !e.Held:
 			l.State = baldur.LeaseFree
-		case expires.After(r.Now):
+		case e.Expires.After(e.Now):
 			l.State = baldur.LeaseHeld
 		default:
 			l.State = baldur.LeaseExpired
 		}
-		if acquired.Valid {
-			l.TTL, l.Since, l.Until = float64(ttl)/1e3, acquired.Time, expires
-		} else {
-			l.Epoch = 0 // it is no hold's
+		if e.Acquired.Valid { // else the epoch is no hold's
+			l.Epoch, l.TTL, l.Since, l.Until = e.Epoch, e.TTL.Seconds(), e.Acquired.Time, e.Expires
 		}
 		r.Leases = append(r.Leases, l)
 	}
-	return r, rows.Err()
+	return r, nil
 }
 
 func tableAdvice(err error) error {

@@ -16,7 +16,3 @@ func Own(ctx context.Context) context.Context { return context.WithValue(ctx, ow
 
 // IsOwn tells whether ctx is so marked.
 func IsOwn(ctx context.Context) bool { return ctx.Value(ownKey{}) != nil }
-
-// AllowLeaseTriggers has a lease table be accepted that has triggers, by which
-// internal/quorumtest records what happens to it.
-var AllowLeaseTriggers bool

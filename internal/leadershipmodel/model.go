@@ -1,5 +1,11 @@
 package leadershipmodel
 
+import (
+	"time"
+
+	"github.com/baldur-go/baldur/internal/lease"
+)
+
 // A bug is a mistake put into the protocol, to show that the explorer finds it.
 type Bug uint32
 
@@ -251,21 +257,18 @@ func (s *state) isGuarded() bool {
 	return false
 }
 
-// nextEpoch is the epoch that a takeover gets. Under the identity that granted
-// the last one it is the next number; under another its upper half rises by as
-// many timelines as have gone by, so that it is above all that was granted in
-// them and lost.
+// nextEpoch is the epoch that a takeover gets: package lease's, and the witness's
+// statement does the same.
 func (v *Variant) nextEpoch(s *state) uint8 {
-	epoch, in := s.row.epoch, s.row.in
+	epoch := s.row.epoch
 	switch {
 	case v.has(FloorByTimeline):
 		return max(epoch, timeline(s.identity)<<epochBits) + 1
-	case v.has(PlainEpoch) || in == s.identity:
+	case v.has(PlainEpoch):
 		return epoch + 1
-	case system(in) == system(s.identity):
-		return (epoch>>epochBits+timeline(s.identity)-timeline(in))<<epochBits + 1
 	}
-	return (epoch>>epochBits+timeline(s.identity))<<epochBits + 1
+	row := lease.Row{Witness: server(s.identity), Given: server(s.row.in), Epoch: wide(epoch)}
+	return narrow(row.NextEpoch(0))
 }
 
 // isNative tells whether the row's epoch was granted under the identity that the
@@ -274,7 +277,50 @@ func (v *Variant) isNative(s *state) bool {
 	if v.has(TrustByEpoch) {
 		return s.row.epoch>>epochBits == timeline(s.identity)
 	}
-	return s.row.in == s.identity
+	return !lease.Row{Witness: server(s.identity), Given: server(s.row.in)}.Forgotten()
+}
+
+// The clients' decisions are package lease's. Its instants are counted from when this
+// process began, the model's from now: so now is a fixed one.
+const (
+	tick = time.Second
+	now  = 1000 * tick
+)
+
+func server(identity uint8) lease.Server {
+	return lease.Server{System: int64(system(identity)), Timeline: int64(timeline(identity))}
+}
+
+// wide and narrow are an epoch as package lease has it, and as the model does.
+func wide(epoch uint8) int64 {
+	return int64(epoch>>epochBits)<<lease.TimelineShift | int64(epoch&(1<<epochBits-1))
+}
+
+func narrow(epoch int64) uint8 {
+	return uint8(epoch>>lease.TimelineShift)<<epochBits | uint8(epoch)&(1<<epochBits-1)
+}
+
+// myself is the lease id of the client that decides.
+const myself = "A"
+
+var holders = [...]string{free: "", mine: myself, other: "B"}
+
+// row is what a client gets to know.
+func (v *Variant) row(identity uint8, seen version, holder uint8) lease.Row {
+	return lease.Row{
+		Witness: server(identity), Epoch: wide(seen.epoch), Seq: int64(seen.seq), LeaseID: holders[holder],
+		TTL: time.Duration(v.Watch) * tick,
+	}
+}
+
+// watch is what c has seen. Its row counts as forgotten: whether it still matters, the
+// quarantine says, which is 0 once the row was found to be of the present witness.
+func (v *Variant) watch(c *client, quarantine, age uint8) lease.Watch {
+	return lease.Watch{
+		Seen: c.identity != 0, Row: v.row(c.identity, c.seen, c.holder),
+		Since: now - time.Duration(age)*tick,
+		Born:  now + time.Duration(int(quarantine)-int(max(v.Quarantine, v.Watch)))*tick,
+	}
 }
 
 // receive gives client i the reply to its call.
@@ -283,19 +329,17 @@ func (v *Variant) receive(s *state, i int) {
 	r := c.call
 	c.call = request{}
 	moved := r.identity != c.identity
-	if moved {
-		if !v.has(NoQuarantine) && !(v.has(FirstSightTrusted) && c.identity == 0) {
-			c.quarantine = v.Quarantine
-		}
-		c.identity = r.identity
-		c.seen, c.holder, c.age = version{}, unseen, 0
+	seen := v.watch(c, c.quarantine, c.age)
+	seen.Note(v.row(r.identity, r.version, r.holder), now)
+	if seen.Born == now && !v.has(NoQuarantine) && !(v.has(FirstSightTrusted) && c.identity == 0) {
+		c.quarantine = v.Quarantine
 	}
-	if r.version != c.seen || r.holder != c.holder {
-		c.seen, c.holder, c.age = r.version, r.holder, 0
-		if v.has(WatchFromSend) && c.holder == other {
+	if r.version != c.seen || r.holder != c.holder || moved {
+		if c.age = uint8((now - seen.Since) / tick); v.has(WatchFromSend) && r.holder == other {
 			c.age = r.age
 		}
 	}
+	c.identity, c.seen, c.holder = r.identity, r.version, r.holder
 	if r.native {
 		c.quarantine = 0
 	}
@@ -324,18 +368,22 @@ func (v *Variant) believe(c *client, r request) {
 	}
 }
 
-// mayTake tells whether c may send a takeover of what it saw.
-func (v *Variant) mayTake(c *client) bool {
-	if c.belief > 0 || c.quarantine > 0 && !(c.holder == mine && v.has(AdoptAtOnce)) {
-		return false
+// mayTake tells whether c may send a takeover of what it saw, and whether whatever the
+// server's clock says.
+func (v *Variant) mayTake(c *client) (ok, force bool) {
+	if c.belief > 0 || c.holder == unseen || c.holder == mine && v.has(AdoptByRenewal) {
+		return false, false
 	}
-	switch c.holder {
-	case free:
-		return true
-	case mine:
-		return !v.has(AdoptByRenewal)
+	quarantine, age := c.quarantine, c.age
+	if c.holder == mine && v.has(AdoptAtOnce) {
+		quarantine = 0
 	}
-	return c.holder == other && (c.age >= v.Watch || v.has(NoWatch))
+	if v.has(NoWatch) {
+		age = max(age, v.Watch)
+	}
+	seen := v.watch(c, quarantine, age)
+	at, anyway := seen.TakeAt(myself, time.Duration(v.Quarantine)*tick)
+	return now >= at, now >= anyway
 }
 
 // mayRenew tells whether c may send a renewal.

@@ -80,7 +80,9 @@ var goals = []struct {
 			s.some(func(c *client) bool { return c.belief == 2 })
 	}},
 	{"a takeover that the server's clock would refuse", Variant{Escape: 6, Steps: 1, StepSize: 9}, 6, func(s *state) bool {
-		return s.row.left > 0 && s.some(func(c *client) bool { return c.call.kind == acquire && c.call.force && c.call.version == s.row.version })
+		return s.row.left > 0 && s.some(func(c *client) bool {
+			return c.holder == other && c.call.kind == acquire && c.call.force && c.call.version == s.row.version
+		})
 	}},
 	{"a takeover of a new table", Variant{NewTable: true}, 0, primary},
 	{"a takeover of a new table, made after a failover", Variant{NewTable: true, Timeline: 2}, 2, primary},

@@ -89,9 +89,9 @@ func (v *Variant) nextOf(s *state, i int, emit func(state, step)) {
 	switch {
 	case c.call.kind == none:
 		to("observes", func(_ *state, c *client) { c.call = request{kind: observe, lease: id} })
-		if v.mayTake(c) && s.left.takeovers > 0 {
+		if ok, force := v.mayTake(c); ok && s.left.takeovers > 0 {
 			to("asks for the lease", func(_ *state, c *client) {
-				c.call = request{kind: acquire, lease: id, version: c.seen, identity: c.identity, force: v.Escape > 0 && c.age >= v.Escape}
+				c.call = request{kind: acquire, lease: id, version: c.seen, identity: c.identity, force: force}
 			})
 		}
 		epoch := c.epoch

@@ -24,7 +24,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/baldur-go/baldur"
-	"github.com/baldur-go/baldur/internal/hook"
+	"github.com/baldur-go/baldur/internal/leasepg"
 	"github.com/baldur-go/baldur/internal/pgtest"
 )
 
@@ -139,7 +139,7 @@ func clientMain(config string) (err error) {
 	}
 	c.db.SetMaxOpenConns(c.cfg.MaxOpen)
 	c.db.SetMaxIdleConns(c.cfg.MaxOpen) // what is left on one stays
-	hook.AllowLeaseTriggers = true
+	leasepg.AllowTriggers = true
 	if c.cfg.Migrate {
 		return errors.Join(baldur.MigrateQuorum(context.Background(), c.db), c.db.Close())
 	}

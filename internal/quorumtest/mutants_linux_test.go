@@ -13,7 +13,7 @@ import (
 	"github.com/baldur-go/baldur/internal/pgtest"
 )
 
-// edit replaces a text of a file of package baldur that must be there once.
+// edit replaces a text of a file of the module that must be there once.
 type edit struct{ file, old, new string }
 
 // mutants are the mistakes that others have made, seeded into baldur.
@@ -23,98 +23,98 @@ var mutants = []struct {
 	edits    []edit
 }{
 	{"deadline counted from the reply", "late reply", []edit{{
-		"quorum_pg.go",
-		"if !q.extend(t, sent) {",
-		"if !q.extend(t, received) {",
+		"internal/lease/elector.go",
+		"if !e.extend(b, sent) {",
+		"if !e.extend(b, received) {",
 	}}},
 	{"now() for clock_timestamp()", "old transaction", []edit{{
-		"quorum_sql.go",
+		"internal/leasepg/witness.go",
 		`"{expiry}", "pg_catalog.clock_timestamp() {+}`,
 		`"{expiry}", "pg_catalog.now() {+}`,
 	}}},
 	{"release of whatever there is", "release carried out late", []edit{{
-		"quorum_sql.go",
+		"internal/leasepg/witness.go",
 		"lease_id = NULL, expires_at = pg_catalog.clock_timestamp()\n\tFROM g WHERE l.name {=} {name} AND l.lease_id {=} {id} AND l.epoch {=} {epoch}::pg_catalog.int8",
 		"lease_id = NULL, expires_at = pg_catalog.clock_timestamp()\n\tFROM g WHERE l.name {=} {name}",
 	}}},
 	{"renew and release by region", "release carried out late", []edit{{
-		"quorum_sql.go",
+		"internal/leasepg/witness.go",
 		"expires_at = {expiry}\n\tFROM g WHERE l.name {=} {name} AND l.lease_id {=} {id} AND l.epoch {=} {epoch}::pg_catalog.int8",
 		"expires_at = {expiry}\n\tFROM g WHERE l.name {=} {name} AND l.region {=} {region}",
 	}, {
-		"quorum_sql.go",
+		"internal/leasepg/witness.go",
 		"lease_id = NULL, expires_at = pg_catalog.clock_timestamp()\n\tFROM g WHERE l.name {=} {name} AND l.lease_id {=} {id} AND l.epoch {=} {epoch}::pg_catalog.int8",
 		"lease_id = NULL, expires_at = pg_catalog.clock_timestamp()\n\tFROM g WHERE l.name {=} {name} AND l.region {=} {region}",
 	}}},
-	{"lease id of the region", "two of one region", []edit{{
-		"quorum_pg.go",
+	{"one lease id for all processes", "two of one region", []edit{{
+		"internal/lease/elector.go",
 		"id: rand.Text(),",
-		`id: cfg.region + rand.Text()[:0],`,
+		"id: cfg.Name + rand.Text()[:0],",
 	}}},
 	{"fence by a plain SELECT", "paused in a guarded transaction", []edit{{
-		"quorum_fence.go",
+		"internal/leasepg/fence.go",
 		"{condition} FOR KEY SHARE OF l",
 		"{condition}",
 	}}},
 	{"no unique index", "paused in a guarded transaction", []edit{{
-		"quorum_migrate.go",
+		"internal/leasepg/migrate.go",
 		"CREATE UNIQUE INDEX IF NOT EXISTS {index} ON {table} (name, epoch)",
 		"SELECT",
 	}, {
-		"quorum_table.go",
+		"internal/leasepg/table.go",
 		"case !t.fence:",
 		"case false:",
 	}, {
-		"quorum_sql.go",
+		"internal/leasepg/witness.go",
 		"AND CASE WHEN EXISTS (",
 		"AND CASE WHEN true OR EXISTS (",
 	}}},
 	{"belief ended by a timer", "holder stopped and resumed", []edit{{
-		"quorum_term.go",
-		"return t != nil && q.now() < t.deadline",
-		"return t != nil",
+		"internal/lease/elector.go",
+		"b != nil && e.now() < b.deadline",
+		"b != nil",
 	}}},
 	{"no quarantine after a failover", "lost takeover", []edit{{
-		"quorum_witness.go",
-		"if w.suspect || w.row.forgotten() {",
-		"if false && (w.suspect || w.row.forgotten()) {",
+		"internal/lease/witness.go",
+		"if w.Suspect || w.Row.Forgotten() {",
+		"if false && (w.Suspect || w.Row.Forgotten()) {",
 	}}},
 	{"table by search_path", "role with a search_path", []edit{{
-		"quorum_table.go",
+		"internal/leasepg/table.go",
 		"WHERE c.relname::pg_catalog.text {=} {table} OR c.relname::pg_catalog.text {=} {usual}",
 		"WHERE c.oid {=} pg_catalog.to_regclass({table})::pg_catalog.oid",
 	}, {
-		"quorum_table.go",
+		"internal/leasepg/table.go",
 		"AND {mark} {<>} ''::pg_catalog.text AND",
 		"AND false AND",
 	}, {
-		"quorum_table.go",
-		`quoteASCII(cmp.Or(spec.schema, defaultSchema)) + "." + quoteASCII(spec.table)`,
-		`cmp.Or(pq.QuoteIdentifier(spec.table), defaultSchema)`,
+		"internal/leasepg/table.go",
+		`pgsql.QuoteIdentifier(cmp.Or(spec.schema, defaultSchema)) + "." + pgsql.QuoteIdentifier(spec.table)`,
+		`cmp.Or(pgsql.QuoteIdentifier(spec.table), defaultSchema)`,
 	}}},
 	{"acquire in an open transaction", "connection in a transaction", []edit{{
-		"quorum_link.go",
+		"internal/leasepg/conn.go",
 		`"BEGIN ISOLATION LEVEL READ COMMITTED%s; SET`,
 		`"/*%s*/ SET`,
 	}, {
-		"quorum_link.go",
+		"internal/leasepg/conn.go",
 		"%s; COMMIT\"",
 		"%s\"",
 	}, {
-		"quorum_link.go",
+		"internal/leasepg/conn.go",
 		"if err == nil && status != 'I' {",
 		"if false {",
 	}, {
-		"quorum_link.go",
-		"if pqTxStatus(Unwrap(dc.(driver.Conn))) != 'I' {",
+		"internal/leasepg/conn.go",
+		"if c.status(dc) != 'I' {",
 		"if false {",
 	}, {
-		"quorum_sql.go",
-		"if err == nil && !own && l.pq {",
+		"internal/leasepg/witness.go",
+		"if err == nil && !own && w.pq {",
 		"if false {",
 	}}},
 	{"no bound on the server", "table locked", []edit{{
-		"quorum_link.go",
+		"internal/leasepg/conn.go",
 		`SET LOCAL lock_timeout = %d; SET LOCAL statement_timeout = %d;"+`,
 		`/*%d %d*/"+`,
 	}}},

@@ -171,3 +171,9 @@ func aside[T any](read func() T) (s T, ok bool) {
 		return s, false
 	}
 }
+
+// Discard closes a connection, instead of giving it back to its pool.
+func Discard(conn *sql.Conn) {
+	_ = conn.Raw(func(any) error { return driver.ErrBadConn })
+	_ = conn.Close()
+}

@@ -1,6 +1,6 @@
 //go:build unix
 
-package baldur
+package leasepg
 
 import "syscall"
 

@@ -1,4 +1,4 @@
-package baldur
+package leasepg
 
 import (
 	"context"
@@ -11,18 +11,18 @@ import (
 	"unicode/utf8"
 
 	"github.com/baldur-go/baldur/internal/hook"
+	"github.com/baldur-go/baldur/internal/pgsession"
 	"github.com/baldur-go/baldur/internal/pgsql"
 	"github.com/baldur-go/baldur/internal/pqconn"
 )
 
-// The lease table. What version it is shows in its columns and indexes. The comment,
-// which people change, says it only to processes of a version before this one, and to
-// this one if it is of a later version.
+// The lease table. Its version shows in its columns and indexes. The comment, which people
+// edit, tells the version only to processes of an earlier one, and to this one if the table is
+// of a later one.
 //
-// The unique index makes epoch a key column: a takeover, which changes it, then
-// waits for FOR KEY SHARE, and a renewal, which does not, passes: see
-// RequirePrimary. The other columns are in no index and the pages are half
-// empty, so that a renewal is a HOT update.
+// The unique index makes epoch a key column: a takeover, which changes it, waits for FOR KEY
+// SHARE, and a renewal, which does not change it, passes: see RequirePrimary. No other column is
+// indexed, and the pages are half empty, so that a renewal is a HOT update.
 const (
 	leaseTable   = "baldur_lease"
 	leaseComment = "baldur quorum, version "
@@ -46,9 +46,9 @@ const (
 	fenceIndexAnyName = `CREATE UNIQUE INDEX ON {table} (name, epoch)`
 )
 
-func (c *quorumConfig) leaseTable() *tableSpec {
+func (c Config) leaseTable() *tableSpec {
 	spec := &tableSpec{
-		usual: leaseTable, table: leaseTable, owners: c.owners, mark: leaseComment,
+		usual: leaseTable, table: leaseTable, owners: c.Owners, mark: leaseComment,
 		columns: map[string]string{
 			"name": "text", "epoch": "int8", "system_id": "int8", "timeline": "int8", "lease_id": "text", "region": "text", "renew_seq": "int8",
 			"ttl_ms": "int4", "acquired_at": "timestamptz", "renewed_at": "timestamptz", "expires_at": "timestamptz",
@@ -57,103 +57,47 @@ func (c *quorumConfig) leaseTable() *tableSpec {
 		fence:  fenceIndex,
 		remedy: "name the one that all processes are to use (WithLeaseTable)",
 	}
-	if c.table != nil {
-		spec.schema, spec.table = c.table[0], c.table[1]
+	if c.Table != nil {
+		spec.schema, spec.table = c.Table[0], c.Table[1]
 		spec.remedy = "MigrateQuorum with WithLeaseTable makes it"
 	}
 	return spec
 }
 
-// MigrateQuorum creates the lease table, public.baldur_lease, or finds the one that
-// there is, in any schema, and makes sure that it is what it must be. It may be called
-// any number of times, by any number of processes at once. It takes a minute at most.
-//
-// It needs the right to create a table in the schema. A role that only uses the table
-// needs USAGE on the schema, SELECT, INSERT and UPDATE on the table (one that only calls
-// RequirePrimary: SELECT and UPDATE), and EXECUTE on pg_catalog.pg_control_system, which
-// everyone has unless it was revoked. The table's owner must be the role itself, the
-// database's owner, a superuser, one that the role was made a member of by these, or one
-// of WithLeaseOwner.
-//
-// Of opts, WithLeaseTable and WithLeaseOwner count. With WithLeaseTable the table is made
-// although there is one of another name. Without, an error names the tables if there are
-// several that could be meant.
-//
-// The table must stay LOGGED, and its rows must not be deleted, nor restored
-// from a backup while a lease is held: the witness must not forget.
-func MigrateQuorum(ctx context.Context, db *sql.DB, opts ...QuorumOption) error {
-	if db == nil {
-		return errors.New("baldur: MigrateQuorum: the pool is nil")
-	}
-	cfg, err := newQuorumConfig(anyRegion, opts)
-	if err == nil {
-		err = onCleanConn(ctx, db, func(ctx context.Context, conn *sql.Conn) error {
-			return cfg.leaseTable().migrate(ctx, conn, migrateTimeout, true)
-		})
-	}
-	if err != nil {
-		return fmt.Errorf("baldur: MigrateQuorum: %w", err)
-	}
-	return nil
+// Migrate makes the lease table, or finds it, and makes sure that it is what it must be.
+func Migrate(ctx context.Context, pool Pool, cfg Config) error {
+	return onCleanConn(ctx, pool, func(ctx context.Context, conn *sql.Conn) error {
+		return cfg.leaseTable().migrate(ctx, conn, migrateTimeout, true)
+	})
 }
 
-// LeaseTable returns the name, quoted and with its schema, of the table that MigrateQuorum
-// and PGQuorum use in the database of db; "" if there is none yet. It changes nothing,
-// works on a standby, and takes a minute at most. Of opts, WithLeaseTable and WithLeaseOwner count.
-func LeaseTable(ctx context.Context, db *sql.DB, opts ...QuorumOption) (name string, err error) {
-	if db == nil {
-		return "", errors.New("baldur: LeaseTable: the pool is nil")
-	}
-	cfg, err := newQuorumConfig(anyRegion, opts)
-	if err == nil {
-		spec := cfg.leaseTable()
-		err = onCleanConn(ctx, db, func(ctx context.Context, conn *sql.Conn) error {
-			found, err := spec.find(ctx, func(ctx context.Context, query string, each func(*sql.Rows) error) error {
-				return eachRow(ctx, conn, query, each)
-			})
-			if err != nil {
-				return err
-			}
-			t, err := spec.choose(found, 0)
-			if t != nil {
-				name = t.name
-			}
+// FindTable returns the name, quoted and with its schema, of the lease table; "" if there
+// is none yet.
+func FindTable(ctx context.Context, pool Pool, cfg Config) (name string, err error) {
+	spec := cfg.leaseTable()
+	err = onCleanConn(ctx, pool, func(ctx context.Context, conn *sql.Conn) error {
+		found, err := spec.find(ctx, func(ctx context.Context, query string, each func(*sql.Rows) error) error {
+			return eachRow(ctx, conn, query, each)
+		})
+		if err != nil {
 			return err
-		})
-	}
-	if err != nil {
-		return "", fmt.Errorf("baldur: LeaseTable: %w", err)
-	}
-	return name, nil
+		}
+		t, err := spec.choose(found, 0)
+		if t != nil {
+			name = t.name
+		}
+		return err
+	})
+	return name, err
 }
 
-// anyRegion stands where no lease is taken.
-const anyRegion = "-"
-
-// MoveLeaseTable gives the lease table the name to, as "ops.baldur_lease", while no
-// process uses it. Processes that run when it is moved may go on with it; those of a
-// version before this one would not find it, and make a second one: stop all of them.
-//
-// It returns an error, and moves nothing, if a lease is held, or has not been expired for
-// its TTL, by the server's clock. Processes that start afterwards find the table where it
-// is; WithLeaseTable is needed if its name is another one than baldur_lease. Of opts,
-// WithLeaseTable, for the table as it is, and WithLeaseOwner count. It needs to be the
-// table's owner and the right to create in the new schema. It takes a minute at most.
-func MoveLeaseTable(ctx context.Context, db *sql.DB, to string, opts ...QuorumOption) error {
-	if db == nil {
-		return errors.New("baldur: MoveLeaseTable: the pool is nil")
-	}
-	cfg, err := newQuorumConfig(anyRegion, opts)
-	if err == nil {
-		var target [2]string
-		if target, err = parseLeaseTable(to); err == nil {
-			err = onCleanConn(ctx, db, func(ctx context.Context, conn *sql.Conn) error { return cfg.leaseTable().move(ctx, conn, target) })
-		}
-	}
+// Move gives the lease table another name, unless a lease in it is live.
+func Move(ctx context.Context, pool Pool, cfg Config, to string) error {
+	target, err := ParseTable(to)
 	if err != nil {
-		return fmt.Errorf("baldur: MoveLeaseTable: %w", err)
+		return err
 	}
-	return nil
+	return onCleanConn(ctx, pool, func(ctx context.Context, conn *sql.Conn) error { return cfg.leaseTable().move(ctx, conn, target) })
 }
 
 func (spec *tableSpec) move(ctx context.Context, conn *sql.Conn, to [2]string) error {
@@ -169,7 +113,7 @@ func (spec *tableSpec) move(ctx context.Context, conn *sql.Conn, to [2]string) e
 	if t == nil {
 		return errors.New("there is no lease table")
 	}
-	// First without the lock: a holder's renewals would queue behind us while we wait for it.
+	// First without the lock: while we waited for it, a holder's renewals would queue behind us.
 	if err := noneLive(ctx, tx, t.name); err != nil {
 		return err
 	}
@@ -200,9 +144,9 @@ func (spec *tableSpec) move(ctx context.Context, conn *sql.Conn, to [2]string) e
 // noneLive returns an error that names the leases of a table that are held, or may be.
 func noneLive(ctx context.Context, tx *sql.Tx, table string) error {
 	var live []string
-	err := eachRow(ctx, tx, sqlFill(`SELECT `+sqlHex("l.name")+` FROM {table} l WHERE l.lease_id IS NOT NULL
+	err := eachRow(ctx, tx, pgsql.Fill(`SELECT `+pgsql.Hex("l.name")+` FROM {table} l WHERE l.lease_id IS NOT NULL
 	AND (l.expires_at {+} (l.ttl_ms {*} '1 millisecond'::pg_catalog.interval)) {>} pg_catalog.clock_timestamp()`, "{table}", table), func(rows *sql.Rows) error {
-		var name hexText
+		var name pgsql.HexText
 		err := rows.Scan(&name)
 		live = append(live, string(name))
 		return err
@@ -213,8 +157,8 @@ func noneLive(ctx context.Context, tx *sql.Tx, table string) error {
 	return err
 }
 
-// parseLeaseTable reads a name of WithLeaseTable's.
-func parseLeaseTable(name string) (table [2]string, err error) {
+// ParseTable splits the name that WithLeaseTable takes into schema and table.
+func ParseTable(name string) (table [2]string, err error) {
 	parts, err := pgsql.SplitIdentifier(name)
 	switch {
 	case err != nil:
@@ -231,17 +175,16 @@ func parseLeaseTable(name string) (table [2]string, err error) {
 	return [2]string(parts), nil
 }
 
-// onCleanConn calls f, for migrateTimeout at most, with a connection whose session is new:
-// made beside the pool by its connector, if it is baldur's, and cut when ctx ends. Of another
-// pool, or where that cannot be had in a quarter of the time, it is one of the pool's that is in
-// no transaction.
-func onCleanConn(ctx context.Context, db *sql.DB, f func(context.Context, *sql.Conn) error) error {
+// onCleanConn calls f, for migrateTimeout at most, with a connection whose session is new: it is
+// made beside the pool, by its connector, and cut when ctx ends. If the pool is not baldur's, or
+// if that takes more than a quarter of the time, it is a pooled one that is in no transaction.
+func onCleanConn(ctx context.Context, pool Pool, f func(context.Context, *sql.Conn) error) error {
 	ctx, cancel := context.WithTimeout(hook.Own(ctx), migrateTimeout)
 	defer cancel()
 	var conn *sql.Conn
-	err := errNotOurs
-	if d, ok := db.Driver().(poolDialer); ok {
-		c := &ownConnector{poolDialer: d, drv: db.Driver()}
+	err := ErrNotOurs
+	if pool.Dial != nil {
+		c := &ownConnector{pool: pool}
 		own := sql.OpenDB(c)
 		defer func() { _ = own.Close() }()
 		deadline, _ := ctx.Deadline()
@@ -255,7 +198,7 @@ func onCleanConn(ctx context.Context, db *sql.DB, f func(context.Context, *sql.C
 	}
 	if err != nil {
 		beside := err
-		if conn, err = takeClean(ctx, db); err != nil && beside == errNotOurs {
+		if conn, err = pgsession.Take(ctx, pool.DB); err != nil && beside == ErrNotOurs {
 			return err
 		} else if err != nil {
 			return fmt.Errorf("%w; and beside the pool: %w", err, beside)
@@ -265,14 +208,14 @@ func onCleanConn(ctx context.Context, db *sql.DB, f func(context.Context, *sql.C
 	return f(ctx, conn)
 }
 
-// migrateTimeout bounds a migration, which waits for locks of others.
+// migrateTimeout bounds a migration, which may wait for locks.
 const migrateTimeout = time.Minute
 
-// migrate finds the table, or makes it; asked, also beside one of another name.
+// migrate finds the table, or makes it. If asked to, it makes it beside one of another name.
 //
-// CREATE TABLE IF NOT EXISTS fails if two do it at once. An advisory lock would keep the
-// one from the other, but anybody can keep that: it is tried again. Not for ever, since a
-// type of the table's name is in the way for good, with the same error.
+// CREATE TABLE IF NOT EXISTS fails if two sessions do it at once. An advisory lock would
+// prevent that, but anyone can hold one: it is tried again instead. Not for ever, since a type
+// of the table's name gives the same error and does not go away.
 func (spec *tableSpec) migrate(ctx context.Context, conn *sql.Conn, limit time.Duration, asked bool) (err error) {
 	for range 10 {
 		err = spec.migrateOnce(ctx, conn, limit, asked)
@@ -293,15 +236,15 @@ func (spec *tableSpec) migrateOnce(ctx context.Context, conn *sql.Conn, limit ti
 	made := t == nil && err == nil
 	if made {
 		for _, create := range append(spec.create, spec.fence) {
-			if _, err := tx.ExecContext(ctx, sqlFill(create, "{table}", spec.newName(), "{index}", spec.indexName())); err != nil {
+			if _, err := tx.ExecContext(ctx, pgsql.Fill(create, "{table}", spec.newName(), "{index}", spec.indexName())); err != nil {
 				return err
 			}
 		}
 		t, err = spec.findIn(ctx, tx, asked)
 	}
-	for _, fence := range []string{spec.fence, fenceIndexAnyName} { // the name may be another relation's
+	for _, fence := range []string{spec.fence, fenceIndexAnyName} { // the index's name may be taken by another relation
 		if errors.Is(err, errNoFence) && (asked || made) {
-			if _, cause := tx.ExecContext(ctx, sqlFill(fence, "{table}", t.name, "{index}", spec.indexName())); cause != nil {
+			if _, cause := tx.ExecContext(ctx, pgsql.Fill(fence, "{table}", t.name, "{index}", spec.indexName())); cause != nil {
 				return fmt.Errorf("%w; it cannot be made: %w", err, cause)
 			}
 			t, err = spec.findIn(ctx, tx, asked)
@@ -316,8 +259,8 @@ func (spec *tableSpec) migrateOnce(ctx context.Context, conn *sql.Conn, limit ti
 	return tx.Commit()
 }
 
-// beginChange begins a transaction that makes or changes a table, or seals, with the settings
-// that it needs.
+// beginChange begins a transaction that makes or changes a table, or seals an epoch, with the
+// settings that it needs.
 func beginChange(ctx context.Context, conn *sql.Conn, limit time.Duration) (*sql.Tx, error) {
 	tx, err := conn.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
 	if err != nil {
@@ -331,7 +274,7 @@ func beginChange(ctx context.Context, conn *sql.Conn, limit time.Duration) (*sql
 		fmt.Sprintf("SET LOCAL lock_timeout = %d", max(1, (limit*4/5).Milliseconds())),
 		fmt.Sprintf("SET LOCAL statement_timeout = %d", (limit + serverGrace).Milliseconds()),
 		fmt.Sprintf("SET LOCAL idle_in_transaction_session_timeout = %d", (limit + serverGrace).Milliseconds()),
-		"SET LOCAL default_tablespace = ''", "SET LOCAL default_table_access_method = heap", sqlFill("SELECT " + sqlDurable + ", " + pgsql.SetConfigIfKnown("transaction_timeout", "'0'")),
+		"SET LOCAL default_tablespace = ''", "SET LOCAL default_table_access_method = heap", pgsql.Fill("SELECT " + sqlDurable + ", " + pgsql.SetConfigIfKnown("transaction_timeout", "'0'")),
 	} {
 		if _, err := tx.ExecContext(ctx, set); err != nil {
 			_ = tx.Rollback()
@@ -341,8 +284,8 @@ func beginChange(ctx context.Context, conn *sql.Conn, limit time.Duration) (*sql
 	return tx, nil
 }
 
-// findIn finds the table that the spec means; if asked for by its name, whatever tables of
-// other names there are.
+// findIn finds the table that the spec means. If it was asked for by name, tables of other
+// names do not matter.
 func (spec *tableSpec) findIn(ctx context.Context, tx *sql.Tx, asked bool) (*foundTable, error) {
 	found, err := spec.find(ctx, func(ctx context.Context, query string, each func(*sql.Rows) error) error {
 		return eachRow(ctx, tx, query, each)
@@ -356,7 +299,7 @@ func (spec *tableSpec) findIn(ctx context.Context, tx *sql.Tx, asked bool) (*fou
 	return spec.choose(found, 0)
 }
 
-// indexName is the name of the index of (name, epoch) in a table that is to be made.
+// indexName is the quoted name of the index of (name, epoch) of a table that is to be made.
 func (spec *tableSpec) indexName() string {
 	const suffix = "_fence"
 	name := spec.table

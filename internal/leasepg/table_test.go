@@ -1,4 +1,4 @@
-package baldur
+package leasepg
 
 import (
 	"strings"
@@ -11,7 +11,7 @@ import (
 func lawful(oid int64, name string) foundTable {
 	t := foundTable{oid: oid, name: name, namesake: strings.HasSuffix(name, "."+leaseTable), public: strings.HasPrefix(name, defaultSchema+"."),
 		kind: "r", logged: true, owner: "app", accepted: true, key: true, fence: true}
-	for column, typ := range new(quorumConfig).leaseTable().columns {
+	for column, typ := range new(Config).leaseTable().columns {
 		t.columns = append(t.columns, column+" "+typ)
 	}
 	return t
@@ -56,13 +56,13 @@ func TestChooseTable(t *testing.T) {
 		{"newer", []foundTable{with(public, func(t *foundTable) { t.comment = leaseComment + "2" })}, 0, "", "older than the table"},
 		{"people's comment", []foundTable{with(public, func(t *foundTable) { t.comment = "owner: the platform team" })}, 0, "", "public.baldur_lease"},
 	} {
-		cfg := new(quorumConfig)
+		cfg := new(Config)
 		if c.table != "" {
-			table, err := parseLeaseTable(c.table)
+			table, err := ParseTable(c.table)
 			if err != nil {
 				t.Fatal(err)
 			}
-			cfg.table = &table
+			cfg.Table = &table
 		}
 		got := ""
 		chosen, err := cfg.leaseTable().choose(c.found, c.known)
@@ -99,7 +99,7 @@ func TestChooseTableOnce(t *testing.T) {
 				table.accepted = rapid.Bool().Draw(t, who+" accepts "+table.name)
 				seen = append(seen, table)
 			}
-			chosen, err := new(quorumConfig).leaseTable().choose(seen, 0)
+			chosen, err := new(Config).leaseTable().choose(seen, 0)
 			if err != nil {
 				return nil
 			}
@@ -112,23 +112,4 @@ func TestChooseTableOnce(t *testing.T) {
 			t.Fatalf("%s and %s", a.name, b.name)
 		}
 	})
-}
-
-func TestSQLText(t *testing.T) {
-	for s, want := range map[string]string{
-		"primary": "'primary'::pg_catalog.text",
-		"it's":    "pg_catalog.convert_from(pg_catalog.decode('69742773'::pg_catalog.text, 'hex'::pg_catalog.text), 'UTF8'::pg_catalog.name)",
-		`a\b`:     "pg_catalog.convert_from(pg_catalog.decode('615c62'::pg_catalog.text, 'hex'::pg_catalog.text), 'UTF8'::pg_catalog.name)",
-		"{name}":  "pg_catalog.convert_from(pg_catalog.decode('7b6e616d657d'::pg_catalog.text, 'hex'::pg_catalog.text), 'UTF8'::pg_catalog.name)",
-	} {
-		if got := sqlText(s); got != want {
-			t.Errorf("%s: %s", s, got)
-		}
-	}
-	if got := plainIdentifier(`ops."Zürich ""\"`); got != `"ops".U&"Z\+0000fcrich ""\\"` {
-		t.Error(got)
-	}
-	if got := plainIdentifier(`ops."a b"`); got != `ops."a b"` {
-		t.Error(got)
-	}
 }

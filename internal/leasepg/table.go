@@ -1,34 +1,31 @@
-package baldur
+package leasepg
 
 import (
 	"cmp"
 	"context"
 	"database/sql"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
-	"unicode/utf8"
 
 	"github.com/lib/pq"
 
-	"github.com/baldur-go/baldur/internal/hook"
 	"github.com/baldur-go/baldur/internal/pgsql"
 )
 
-// Which table holds the leases, or the sealed epochs, of a database, and whether
-// it may be trusted.
+// Which table holds the leases, or the sealed epochs, of a database, and whether it may be
+// trusted.
 //
-// The answer must be the same for every session, since two processes that mean two
-// tables are two primaries. A table is therefore found in the catalogs, in whatever
-// schema it is, and not by the search_path, which roles, tenants and poolers
-// change. Once it is known, it is known by its oid. Where several could be meant,
-// none is used.
+// The answer must be the same in every session, since two processes that use two tables are
+// two primaries. A table is therefore looked up in the catalogs, in whatever schema it is, and
+// not along the search_path, which differs between roles, tenants and poolers. Once found, it
+// is known by its oid. Where several could be meant, none is used.
 //
-// A new table is made in the schema public. A schema of its own would be tidier, but
-// a process of the version before this one looks along the search_path: it would
-// not see the table there, and would make a second one.
+// A new table is made in the schema public. A schema of its own would be tidier, but processes
+// of the version before this one look along the search_path: they would not find the table
+// there, and would make a second one.
 
 // defaultSchema is where a new table is made.
 const defaultSchema = "public"
@@ -37,13 +34,13 @@ const defaultSchema = "public"
 type tableSpec struct {
 	usual   string            // its name where none was asked for
 	table   string            // its name
-	schema  string            // the only one that it may be in (WithLeaseTable); "": any
+	schema  string            // the only schema in which it may be (WithLeaseTable); "": any
 	owners  []string          // roles that may own it, besides those that may in any case
 	columns map[string]string // names and types; there may be others
-	mark    string            // the beginning of its comment, by which one with another name is recognised; "": none
+	mark    string            // how its comment begins, which identifies a table of another name; "": none
 	create  []string          // the statements that make it; {table} is its name
 	fence   string            // the statement that makes its index of (name, epoch)
-	remedy  string            // what an error advises
+	remedy  string            // what errors advise
 }
 
 // A foundTable is a table that could be meant.
@@ -57,47 +54,51 @@ type foundTable struct {
 	logged   bool
 	comment  string
 	owner    string
-	accepted bool     // the owner is one of those who may own it
+	accepted bool     // its owner may own it
 	key      bool     // it has a unique index of (name)
 	fence    bool     // and one of (name, epoch)
 	columns  []string // "name type", of types of PostgreSQL's own
-	refused  []string // what would run code of others, or hide rows
+	refused  []string // what would run other people's code, or hide rows
 	lacks    []string // the rights that the role lacks
 }
+
+// AllowTriggers accepts a lease table that has triggers, by which internal/quorumtest records
+// what happens to it.
+var AllowTriggers bool
 
 // asker runs a query and calls each for every row.
 type asker func(ctx context.Context, query string, each func(*sql.Rows) error) error
 
-// find asks for the tables that spec could mean.
+// find returns the tables that spec could mean.
 func (spec *tableSpec) find(ctx context.Context, ask asker) (found []foundTable, err error) {
 	owners := make([]string, len(spec.owners))
 	for i, o := range spec.owners {
-		owners[i] = sqlText(o)
+		owners[i] = pgsql.Text(o)
 	}
-	query := sqlFill(findTables, "{table}", sqlText(spec.table), "{usual}", sqlText(spec.usual), "{schema}", sqlText(spec.schema), "{mark}", sqlText(spec.mark), "{owners}", strings.Join(owners, ", "))
+	query := pgsql.Fill(findTables, "{triggers}", strconv.FormatBool(AllowTriggers), "{table}", pgsql.Text(spec.table), "{usual}", pgsql.Text(spec.usual), "{schema}", pgsql.Text(spec.schema), "{mark}", pgsql.Text(spec.mark), "{owners}", strings.Join(owners, ", "))
 	err = ask(ctx, query, func(rows *sql.Rows) error {
 		var t foundTable
-		var name, comment, owner, columns, refused, lacks hexText
+		var name, comment, owner, columns, refused, lacks pgsql.HexText
 		if err := rows.Scan(&t.oid, &name, &t.namesake, &t.public, &t.kind, &t.logged, &comment, &owner, &t.accepted, &t.key, &t.fence, &columns, &refused, &lacks); err != nil {
 			return err
 		}
-		t.quoted, t.name, t.comment, t.owner = string(name), plainIdentifier(string(name)), string(comment), string(owner)
-		t.columns, t.refused, t.lacks = columns.lines(), refused.lines(), lacks.lines()
+		t.quoted, t.name, t.comment, t.owner = string(name), pgsql.PlainIdentifier(string(name)), string(comment), string(owner)
+		t.columns, t.refused, t.lacks = columns.Lines(), refused.Lines(), lacks.Lines()
 		found = append(found, t)
 		return nil
 	})
 	return found, err
 }
 
-// choose returns the table that spec means, of those found, for a process that has
-// used the one with the oid known (0: none yet); nil if there is none. An error
-// names the tables that could be meant.
+// choose returns the table that spec means, of those found, for a process that has so far
+// used the one with the oid known (0: none yet); nil if there is none. An error names the
+// tables that could be meant.
 func (spec *tableSpec) choose(found []foundTable, known int64) (*foundTable, error) {
 	namesake := func(t foundTable) bool { return t.namesake }
 	if i := slices.IndexFunc(found, func(t foundTable) bool { return t.oid == known }); i >= 0 {
 		t := &found[i]
 		if other := slices.IndexFunc(found, namesake); !t.namesake && other >= 0 {
-			// Who starts now means the other one.
+			// Processes that start now use the other one.
 			return t, fmt.Errorf("the table that was used is now %s, and there is %s %s", t.name, tableKinds[found[other].kind], found[other].name)
 		}
 		return t, spec.check(t)
@@ -117,19 +118,18 @@ func (spec *tableSpec) choose(found []foundTable, known int64) (*foundTable, err
 	case len(found) == 0:
 		return nil, nil
 	case len(ours) == 1 && (ours[0].public || spec.schema != "" || len(others) == 0):
-		// Whoever puts a table of the same name into another schema cannot keep us
-		// from the one in public. Elsewhere it is not clear which one a process of
-		// another role accepts.
+		// A stranger's table of the same name in another schema must not keep us from the one
+		// in public. In other schemas, a process of another role may accept another table.
 		return &ours[0], spec.check(&ours[0])
 	case len(ours) == 0 && len(others) == 1:
 		return nil, spec.check(&others[0])
-	case len(ours)+len(others) == 0: // it is not made silently, beside one that others use
+	case len(ours)+len(others) == 0: // do not make one silently beside one that others use
 		return nil, fmt.Errorf("there is no table %s, but %s; %s", spec, theirNames(rest), spec.remedy)
 	}
 	return nil, fmt.Errorf("several tables could be meant: %s; %s", theirNames(append(ours, others...)), spec.remedy)
 }
 
-// newName is the name, quoted, of a table that is to be made.
+// newName is the quoted name of a table that is to be made.
 func (spec *tableSpec) newName() string {
 	return pgsql.QuoteIdentifier(cmp.Or(spec.schema, defaultSchema)) + "." + pgsql.QuoteIdentifier(spec.table)
 }
@@ -194,13 +194,13 @@ func (t *foundTable) version(spec *tableSpec) (version int) {
 
 var errNoFence = errors.New("has no unique index of (name, epoch), without which a takeover does not wait for guarded transactions: call MigrateQuorum")
 
-// findTables asks for the tables that a spec could mean.
+// findTables finds the tables that a spec could mean.
 //
-// A superuser is, by pg_has_role, a member of every role, and it is superusers whom
-// it pays to trick: membership is followed in the catalog instead. A grant needs no
-// consent of who becomes a member, and whoever has a role's admin option, as of a role
-// that he has made, can grant it to anyone: it counts by who has granted it. What depends on a
-// built-in function is not in pg_depend, so that each function there is somebody's.
+// By pg_has_role a superuser is a member of every role, and superusers are the ones worth
+// tricking: membership is read from the catalog instead. A grant needs no consent of the new
+// member, and whoever has a role's admin option, as for a role that he has made, can grant it
+// to anyone: what counts is who granted it. Dependencies on built-in functions are not in
+// pg_depend, so that each function found there belongs to somebody.
 var findTables = `
 WITH RECURSIVE trusted(id) AS MATERIALIZED (
 	SELECT r.oid FROM pg_catalog.pg_roles r WHERE r.rolsuper OR r.rolname {=} CURRENT_USER OR r.rolname::pg_catalog.text {=} ANY (ARRAY[{owners}]::pg_catalog.text[])
@@ -218,15 +218,15 @@ WITH RECURSIVE trusted(id) AS MATERIALIZED (
 	WHERE d.classoid {=} 'pg_catalog.pg_class'::pg_catalog.regclass::pg_catalog.oid AND d.objsubid {=} 0
 		AND {mark} {<>} ''::pg_catalog.text AND pg_catalog.starts_with(d.description, {mark})
 )
-SELECT c.oid::pg_catalog.int8, ` + sqlHex(sqlQualified) + `, 
+SELECT c.oid::pg_catalog.int8, ` + pgsql.Hex(sqlQualified) + `, 
 	c.relname::pg_catalog.text {=} {table} AND (n.nspname::pg_catalog.text {=} {schema} OR {schema} {=} ''::pg_catalog.text), n.nspname {=} '` + defaultSchema + `'::pg_catalog.name,
 	c.relkind::pg_catalog.text, c.relpersistence {=} 'p'::pg_catalog."char",
-	` + sqlHex(`coalesce(pg_catalog.obj_description(c.oid, 'pg_class'::pg_catalog.name), ''::pg_catalog.text)`) + `,
-	` + sqlHex(`pg_catalog.pg_get_userbyid(c.relowner)::pg_catalog.text`) + `, EXISTS (SELECT FROM accepted WHERE accepted.id {=} c.relowner),
+	` + pgsql.Hex(`coalesce(pg_catalog.obj_description(c.oid, 'pg_class'::pg_catalog.name), ''::pg_catalog.text)`) + `,
+	` + pgsql.Hex(`pg_catalog.pg_get_userbyid(c.relowner)::pg_catalog.text`) + `, EXISTS (SELECT FROM accepted WHERE accepted.id {=} c.relowner),
 	EXISTS (` + uniqueIndex + ` AND i.indnkeyatts {=} 1::pg_catalog.int2 AND a.attname {=} 'name'::pg_catalog.name),
 	EXISTS (` + sqlFenceIndex + `),
-	` + sqlLines(`SELECT a.attname::pg_catalog.text {||} ' '::pg_catalog.text {||} t.typname::pg_catalog.text`+columnsOf+` {=} 'pg_catalog'::pg_catalog.name`) + `,
-	` + sqlLines(`SELECT 'trigger '::pg_catalog.text {||} t.tgname::pg_catalog.text FROM pg_catalog.pg_trigger t
+	` + pgsql.Lines(`SELECT a.attname::pg_catalog.text {||} ' '::pg_catalog.text {||} t.typname::pg_catalog.text`+columnsOf+` {=} 'pg_catalog'::pg_catalog.name`) + `,
+	` + pgsql.Lines(`SELECT 'trigger '::pg_catalog.text {||} t.tgname::pg_catalog.text FROM pg_catalog.pg_trigger t
 		WHERE t.tgrelid {=} c.oid AND NOT t.tgisinternal AND NOT {triggers}
 	UNION ALL SELECT 'rule '::pg_catalog.text {||} r.rulename::pg_catalog.text FROM pg_catalog.pg_rewrite r WHERE r.ev_class {=} c.oid
 	UNION ALL SELECT 'row level security'::pg_catalog.text WHERE c.relrowsecurity
@@ -253,7 +253,7 @@ SELECT c.oid::pg_catalog.int8, ` + sqlHex(sqlQualified) + `,
 		LEFT JOIN pg_catalog.pg_operator o ON d.refclassid {=} 'pg_catalog.pg_operator'::pg_catalog.regclass::pg_catalog.oid AND o.oid {=} d.refobjid
 		JOIN pg_catalog.pg_proc p ON p.oid {=} CASE WHEN d.refclassid {=} 'pg_catalog.pg_proc'::pg_catalog.regclass::pg_catalog.oid THEN d.refobjid ELSE o.oprcode::pg_catalog.oid END
 		WHERE NOT EXISTS (SELECT FROM accepted WHERE accepted.id {=} p.proowner)`) + `,
-	` + sqlLines(`SELECT w.p {||} ' on the table'::pg_catalog.text
+	` + pgsql.Lines(`SELECT w.p {||} ' on the table'::pg_catalog.text
 		FROM pg_catalog.unnest(ARRAY['SELECT'::pg_catalog.text, 'INSERT'::pg_catalog.text, 'UPDATE'::pg_catalog.text]) AS w(p)
 		WHERE NOT pg_catalog.has_table_privilege(c.oid, w.p)
 	UNION ALL SELECT 'USAGE on its schema'::pg_catalog.text WHERE NOT pg_catalog.has_schema_privilege(c.relnamespace, 'USAGE'::pg_catalog.text)
@@ -273,85 +273,7 @@ const (
 	sqlFenceIndex = uniqueIndex + ` AND i.indnkeyatts {=} 2::pg_catalog.int2
 		AND (a.attname {=} 'name'::pg_catalog.name AND b.attname {=} 'epoch'::pg_catalog.name OR a.attname {=} 'epoch'::pg_catalog.name AND b.attname {=} 'name'::pg_catalog.name)`
 
-	// The columns whose type's schema is compared with what follows.
+	// The columns, with a comparison of their type's schema that is yet to be completed.
 	columnsOf = ` FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid {=} a.atttypid JOIN pg_catalog.pg_namespace s ON s.oid {=} t.typnamespace
 		WHERE a.attrelid {=} c.oid AND a.attnum {>} 0::pg_catalog.int2 AND NOT a.attisdropped AND s.nspname`
 )
-
-// sqlFill fills in a statement: first what pairs has, placeholders and values in
-// turn, then the operators. An operator that is not qualified is looked up along the
-// search_path, like a function, and so is a type.
-func sqlFill(statement string, pairs ...string) string {
-	return sqlOperators.Replace(strings.NewReplacer(append(pairs, "{triggers}", fmt.Sprint(hook.AllowLeaseTriggers))...).Replace(statement))
-}
-
-var sqlOperators = func() *strings.Replacer {
-	var pairs []string
-	for _, op := range []string{"=", "<>", "<", "<=", ">", ">=", "+", "-", "*", "||", "<<", ">>"} {
-		pairs = append(pairs, "{"+op+"}", "OPERATOR(pg_catalog."+op+")")
-	}
-	return strings.NewReplacer(pairs...)
-}()
-
-// sqlText is a string as an expression of type text. Of a statement's bytes only
-// ASCII means the same whatever the session's client_encoding is; other text is
-// sent as the digits of its UTF-8.
-func sqlText(s string) string {
-	for i := range len(s) {
-		if c := s[i]; c < ' ' || c > '~' || c == '\'' || c == '\\' || c == '{' {
-			return "pg_catalog.convert_from(pg_catalog.decode('" + hex.EncodeToString([]byte(s)) + "'::pg_catalog.text, 'hex'::pg_catalog.text), 'UTF8'::pg_catalog.name)"
-		}
-	}
-	return "'" + s + "'::pg_catalog.text"
-}
-
-// sqlHex has the server answer with the digits of an expression's UTF-8, for hexText.
-func sqlHex(expression string) string {
-	return "pg_catalog.encode(pg_catalog.convert_to(" + expression + ", 'UTF8'::pg_catalog.name), 'hex'::pg_catalog.text)"
-}
-
-// sqlLines is the one column of a query, as lines.
-func sqlLines(query string) string {
-	return sqlHex("(SELECT coalesce(pg_catalog.string_agg(l.line, pg_catalog.chr(10::pg_catalog.int4)), ''::pg_catalog.text) FROM (" + query + ") AS l(line))")
-}
-
-// hexText scans what sqlHex has made.
-type hexText string
-
-func (t *hexText) Scan(v any) error {
-	var digits string
-	switch v := v.(type) {
-	case nil:
-	case string:
-		digits = v
-	case []byte:
-		digits = string(v)
-	default:
-		return fmt.Errorf("baldur: %T in place of text", v)
-	}
-	b, err := hex.DecodeString(digits)
-	*t = hexText(b)
-	return err
-}
-
-func (t hexText) lines() []string {
-	if t == "" {
-		return nil
-	}
-	return strings.Split(string(t), "\n")
-}
-
-// plainIdentifier writes a quoted name in ASCII, for the reason that sqlText has.
-func plainIdentifier(quoted string) string {
-	if strings.IndexFunc(quoted, func(r rune) bool { return r >= utf8.RuneSelf }) < 0 {
-		return quoted
-	}
-	parts, err := pgsql.SplitIdentifier(quoted)
-	if err != nil {
-		return quoted
-	}
-	for i, p := range parts {
-		parts[i] = pgsql.QuoteIdentifier(p)
-	}
-	return strings.Join(parts, ".")
-}
