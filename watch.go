@@ -41,7 +41,7 @@ func (t *Tracker) watch(ctx context.Context, every time.Duration, who string, f 
 	t.mu.Unlock()
 	ticker := time.NewTicker(every)
 	defer ticker.Stop()
-	told := map[*checkout.Leak]bool{}
+	reported := map[*checkout.Leak]bool{}
 	for {
 		select {
 		case <-ctx.Done():
@@ -50,25 +50,25 @@ func (t *Tracker) watch(ctx context.Context, every time.Duration, who string, f 
 			return nil
 		case <-ticker.C:
 		}
-		f(t.news(told))
+		f(t.news(reported))
 	}
 }
 
-// news reports what told does not have, and brings told up to date.
-func (t *Tracker) news(told map[*checkout.Leak]bool) (LeakReport, bool) {
+// news is a report of what reported does not have yet, and brings it up to date.
+func (t *Tracker) news(reported map[*checkout.Leak]bool) (LeakReport, bool) {
 	report, leaks := t.report()
 	var fresh []ConnectionInfo
 	for i, l := range leaks {
-		if !told[l] {
-			told[l] = true
+		if !reported[l] {
+			reported[l] = true
 			fresh = append(fresh, report.SuspectedLeaks[i])
 		}
 	}
 	report.SuspectedLeaks = fresh
-	for l := range told {
+	for l := range reported {
 		if info, ok := returned(l); ok {
 			report.Returned = append(report.Returned, info)
-			delete(told, l)
+			delete(reported, l)
 		}
 	}
 	slices.SortFunc(report.Returned, func(a, b ConnectionInfo) int { return cmp.Compare(b.Held, a.Held) })
@@ -119,7 +119,7 @@ func (t *Tracker) settle(fresh []*checkout.Leak) {
 // returned returns what was first reported of a leak, and whether the connection is
 // back; Held is then how long it was out.
 func returned(l *checkout.Leak) (ConnectionInfo, bool) {
-	info := l.Told.(ConnectionInfo)
+	info := l.Info.(ConnectionInfo)
 	held, ok := l.Returned()
 	if ok {
 		info.Held = held
