@@ -89,7 +89,7 @@ var mutants = []struct {
 		"AND false AND",
 	}, {
 		"quorum_table.go",
-		`quoteASCII(cmp.Or(spec.schema, defaultSchema)) + "." + quoteASCII(spec.table)`,
+		`pgsql.QuoteIdentifier(cmp.Or(spec.schema, defaultSchema)) + "." + pgsql.QuoteIdentifier(spec.table)`,
 		`cmp.Or(pq.QuoteIdentifier(spec.table), defaultSchema)`,
 	}}},
 	{"acquire in an open transaction", "connection in a transaction", []edit{{
@@ -106,7 +106,7 @@ var mutants = []struct {
 		"if false {",
 	}, {
 		"quorum_link.go",
-		"if pqTxStatus(Unwrap(dc.(driver.Conn))) != 'I' {",
+		"if pqconn.TxStatus(Unwrap(dc.(driver.Conn))) != 'I' {",
 		"if false {",
 	}, {
 		"quorum_sql.go",
