@@ -10,9 +10,9 @@ import (
 	"github.com/baldur-go/baldur/internal/stack"
 )
 
-// CallSiteStats is what is known of a line that takes connections.
+// CallSiteStats is what is known of a line of code that takes connections.
 type CallSiteStats struct {
-	StackTrace []Frame       // as of a ConnectionInfo; of several paths to the line, the one with the most checkouts
+	StackTrace []Frame       // as in a ConnectionInfo; of several paths to the line, that of the most checkouts
 	Kind       Kind          // what that path took connections for
 	Returned   uint64        // checkouts that have ended
 	P50, P99   time.Duration // how long those held their connections, to 25 %
@@ -25,11 +25,10 @@ func (s CallSiteStats) CallSite() Frame {
 	return ConnectionInfo{StackTrace: s.StackTrace, site: s.site}.CallSite()
 }
 
-// CallSites returns the lines from which connections were taken under
-// [CaptureFull], of all pools of the program, the one with the most returned
-// checkouts first. They are named as in the reports of the pools. At most some
-// 16,000 paths to such lines are kept apart; the rest is counted as one, with no
-// StackTrace.
+// CallSites returns the lines from which connections were taken under [CaptureFull], of
+// all pools of the program, those with the most returned checkouts first. They have the
+// names that the pools' reports give them. At most some 16,000 paths to such lines are
+// kept apart; the rest counts as one, without a StackTrace.
 func CallSites() []CallSiteStats {
 	flushHolds()
 	type line struct {
@@ -77,11 +76,11 @@ type HoldBucket struct {
 	Count uint64
 }
 
-// HoldTimes returns the histogram of how long the pool's connections were held,
-// by all checkouts that have ended under [CaptureFull], and the sum of those
-// times, both exact: each checkout that had ended is in them once. Buckets are
-// always the same, from 1.024 µs to 73 minutes, two for each power of two; counts
-// never fall. A checkout that ends meanwhile may be in one of the two only.
+// HoldTimes returns the histogram of how long the pool's connections were held by the
+// checkouts that have ended under [CaptureFull], and the sum of those times. Both are
+// exact: each checkout that had ended before is counted once. One that ends meanwhile
+// may be in only one of the two. The buckets are always the same, from 1.024 µs to 73
+// minutes, two for each power of two. Counts never fall.
 func (t *Tracker) HoldTimes() (buckets []HoldBucket, total time.Duration) {
 	holds := t.ledger.Holds()
 	holds.Each(func(below time.Duration, n uint64) {
@@ -147,7 +146,7 @@ func siteInfoOf(s *stack.Site) *siteInfo {
 		c = siteCaches.all[i]
 	}
 	siteCaches.mu.Unlock()
-	if c == nil { // the site of all that are too many, and no pool was made
+	if c == nil { // the one site for all paths beyond the limit, and no pool was made
 		c = new(siteCache)
 	}
 	return c.of(s)

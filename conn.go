@@ -20,18 +20,16 @@ import (
 // What baldur adds to a connection: the way through the wrapper, a name for its
 // holder, and a look at what it brings back to the pool.
 
-// Unwrap returns the driver's own connection below any wrappers, which it goes
-// through by their Raw methods. Use it inside of sql.Conn.Raw where a connection
-// of a concrete type is needed:
+// Unwrap returns the driver's own connection, by the Raw methods of the wrappers around
+// it. Use it inside of sql.Conn.Raw where a connection of a concrete type is needed:
 //
 //	conn.Raw(func(dc any) error {
 //		pq.SetNoticeHandler(baldur.Unwrap(dc.(driver.Conn)), handler)
 //		return nil
 //	})
 //
-// What is done with it is not seen. So until the next call on the connection the
-// holder counts as busy, and a report says "unwrapped since 2s: use not seen".
-// [Raw] is seen.
+// Use of the result is not seen. So until the next call on the connection the holder
+// counts as busy, and a report says "unwrapped since 2s: use not seen". [Raw] is seen.
 func Unwrap(c driver.Conn) driver.Conn {
 	for {
 		w, ok := c.(interface{ Raw() driver.Conn })
@@ -46,8 +44,8 @@ func Unwrap(c driver.Conn) driver.Conn {
 	}
 }
 
-// Raw is conn.Raw with the driver's own connection, seen as a call for as long as
-// f runs: for what goes round database/sql, as pgx's CopyFrom, SendBatch and
+// Raw is conn.Raw with the driver's own connection, and counts as a call while f runs.
+// It is for what bypasses database/sql, such as pgx's CopyFrom, SendBatch and
 // WaitForNotification.
 //
 //	baldur.Raw(conn, func(c driver.Conn) error {
@@ -55,8 +53,8 @@ func Unwrap(c driver.Conn) driver.Conn {
 //		return err
 //	})
 //
-// It bounds nothing: f has its own ctx. It returns f's error, or that of conn.Raw;
-// if conn is not baldur's it still calls f.
+// It limits nothing: f has its own ctx. It returns the error of f or of conn.Raw. If
+// conn is not baldur's it still calls f.
 func Raw(conn *sql.Conn, f func(driver.Conn) error) error {
 	return conn.Raw(func(dc any) error {
 		r := recordOf(dc.(driver.Conn))
@@ -71,14 +69,14 @@ func Raw(conn *sql.Conn, f func(driver.Conn) error) error {
 
 var errNotTracked = errors.New("baldur: Label: the connection is not tracked")
 
-// Label names the holder of a connection that is expected to be held for long,
-// as one that keeps an advisory lock or LISTENs: reports show it by the name, in
-// LongHeld, and do not accuse it. It holds until conn is closed. An empty name
-// takes it back.
+// Label names the holder of a connection that is expected to be held for long, such as
+// one that keeps an advisory lock or LISTENs. Reports show the name, list the holder in
+// LongHeld, and do not accuse it. The name lasts until conn is closed; an empty one
+// removes it.
 //
-// It returns an error if conn is not baldur's, or is closed (sql.ErrConnDone).
-// While a call is in flight on conn it does not wait for it: it returns nil, and
-// the name counts when the call has ended. Inside of conn.Raw use [LabelConn].
+// It returns an error if conn is not baldur's, or is closed (sql.ErrConnDone). It does
+// not wait for a call in flight on conn: it returns nil, and the name counts once the
+// call has ended. Inside of conn.Raw use [LabelConn].
 func Label(conn *sql.Conn, name string) error {
 	done := make(chan error, 1)
 	go func() {
@@ -100,11 +98,11 @@ func Label(conn *sql.Conn, name string) error {
 	}
 }
 
-// labelPatience is after which Label takes it that a call is in flight.
+// labelPatience is how long Label waits before it concludes that a call is in flight.
 const labelPatience = 10 * time.Millisecond
 
-// LabelConn is [Label] for use inside of [sql.Conn.Raw] and [Raw]: c is what
-// their functions are given, or the driver's own connection below it.
+// LabelConn is [Label] for use inside of [sql.Conn.Raw] and [Raw]. c is the argument
+// of their functions, or the driver's own connection.
 //
 //	conn.Raw(func(dc any) error {
 //		return baldur.LabelConn(dc.(driver.Conn), "listener")
@@ -118,8 +116,8 @@ func LabelConn(c driver.Conn, name string) error {
 	return nil
 }
 
-// recordOf finds the record of a connection, which is ours, one around ours or
-// the driver's own; nil if there is none.
+// recordOf finds the record of a connection that is ours, wraps ours, or is the
+// driver's own. It returns nil if there is none.
 func recordOf(c driver.Conn) *checkout.Record {
 	innermost := c
 	for innermost != nil {
@@ -145,12 +143,12 @@ func recordOf(c driver.Conn) *checkout.Record {
 	return nil
 }
 
-// DirtyReturn is a connection that came back to the pool with something that its
-// next holder will meet.
+// DirtyReturn is a connection that came back to the pool with state that its next
+// holder will meet.
 type DirtyReturn struct {
 	Connection      ConnectionInfo `json:"connection"` // as it was at the return; its CallSite is the line that took it
 	ReturnedAt      time.Time      `json:"returned_at"`
-	OpenTransaction bool           `json:"open_transaction"`         // begun by text, and neither committed nor rolled back
+	OpenTransaction bool           `json:"open_transaction"`         // begun by the text of a query, and neither committed nor rolled back
 	Failed          bool           `json:"failed"`                   // that transaction has failed: every query will
 	AdvisoryLocks   []string       `json:"advisory_locks,omitempty"` // session locks, by id; a key of two int4 as "1,2"
 }
@@ -184,15 +182,15 @@ const (
 		" FROM pg_catalog.pg_locks WHERE locktype OPERATOR(pg_catalog.=) 'advisory' AND granted AND pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid() ORDER BY 1"
 )
 
-// DirtyReturns returns what [WithReturnAudit] has found, the latest last, 100 at
-// most; total is how many there were.
+// DirtyReturns returns what [WithReturnAudit] has found, the latest last, at most 100
+// of them. total is how many there were.
 func (t *Tracker) DirtyReturns() (latest []DirtyReturn, total int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return slices.Clone(t.dirty), t.dirtyTotal
 }
 
-// audit checks every so manieth connection that is being returned.
+// audit checks one in every returnAudit connections that are being returned.
 func (t *Tracker) audit(rec *checkout.Record, query func(context.Context, string, []driver.NamedValue) (driver.Rows, error)) {
 	if t.returns.Add(1)%int64(t.cfg.returnAudit) != 0 {
 		return

@@ -24,81 +24,77 @@
 //
 // # The life of a checkout
 //
-// database/sql does not tell a driver when a connection leaves the pool or
-// comes back. A wrapper sees it all the same:
+// database/sql does not tell a driver when a connection leaves the pool or comes
+// back. A wrapper sees it all the same:
 //
-//   - A pooled connection goes out in ResetSession, on its holder's goroutine.
-//     An error other than driver.ErrBadConn does not change that.
-//   - A new connection goes out in Connect, unless database/sql's own
-//     connectionOpener made it, as it does when the pool was full. Who gets such
-//     a connection is not known until its first use, and it is bound to its
-//     holder then.
-//   - A connection comes back in IsValid, or in Close where IsValid is skipped,
-//     on whatever goroutine; sometimes in both.
+//   - A pooled connection goes out in ResetSession, on its holder's goroutine, even
+//     if that returns an error, unless it is driver.ErrBadConn.
+//   - A new connection goes out in Connect, except where database/sql's own
+//     connectionOpener makes it, as it does when the pool was full. Who gets that
+//     connection is not known until it is first used; it is bound to its holder then.
+//   - A connection comes back in IsValid, or in Close where IsValid is skipped, on
+//     any goroutine, and sometimes in both.
 //   - In between, each call is a use: queries, statements, Commit, Ping, and the
-//     reading of a row. Closing a statement is none; database/sql does that to
-//     idle connections too.
+//     reading of a row. Closing a statement does not count as a use, since
+//     database/sql also closes statements on idle connections.
 //
-// At a checkout the time, the goroutine and the call stack are noted, at a call
-// what it is and when it began and ended. It is noted for the connection alone:
-// no lock is shared between connections on the way out or in, and no query
-// allocates anything for it.
+// At a checkout the time, the goroutine and the call stack are noted; at a call, what
+// it is and when it began and ended. Each connection has a record of its own: no lock
+// is shared between connections on the way out or in, and no query allocates anything
+// for it.
 //
 // # What a report says
 //
-// A holder is suspected of a leak if it has had its connection for longer than
-// the threshold, 300 s by default, and has not used it for that long: no call is
-// in flight, none has ended, no row was read. Who holds a connection for long
-// and uses it, a slow export or a long transaction, is listed apart and not
-// accused. Suspected is not proved: a program may have its reasons.
+// A holder is suspected of a leak if it has had its connection for longer than the
+// threshold, 300 s by default, and has not used it for that long: no call is in
+// flight, none has ended, no row was read. A holder that keeps a connection for long
+// and uses it, such as a slow export or a long transaction, is listed apart and not
+// accused. A suspicion is no proof: a program may have its reasons.
 //
-// Stacks start at the application's own frame: database/sql and the well-known
-// libraries on top of it are left out (see [WithSkipPackages]). They have no
-// argument values. The text of the last statement is given as the program wrote
-// it, never with arguments ([WithQueryText] leaves it out). Passwords are in no
-// error, report or name.
+// Stacks start at the application's own frame: frames of database/sql and of the
+// well-known libraries on top of it are left out (see [WithSkipPackages]). They have no
+// argument values. The text of the last statement is as the program wrote it, without
+// its arguments ([WithQueryText] leaves the text out). No error, report or name has a
+// password in it.
 //
-// A leak under a ctx that ends soon, as that of an HTTP request, is none for long:
-// when the ctx ends database/sql closes the Rows and rolls the transaction back by
-// itself. Those that stay are on a ctx that does not end, and every sql.Conn.
+// A leak under a ctx that ends soon, such as that of an HTTP request, does not last:
+// when the ctx ends, database/sql closes the Rows and rolls the transaction back. The
+// leaks that stay are those under a ctx that does not end, and every sql.Conn.
 //
 // # What cannot be seen
 //
-//   - A connection from the connectionOpener that sql.DB.Conn has handed out and
-//     that has not been used since: nothing has called the driver. It is counted,
-//     as Unattributed, from what database/sql says is in use; nobody is named.
-//   - A transaction begun by a query's text (BEGIN) is not shown as one.
-//   - How many requests wait is read from sql.DB's private fields, after a
-//     self-test. In a Go version where that fails it is −1, which is how every
-//     figure says "unknown".
-//   - A pool opened by plain sql.Open becomes known to its tracker when
-//     [TrackerOf] is first called on it. Until then its figures are −1. So are
-//     those of several pools on one connector.
+//   - A connection from the connectionOpener that sql.DB.Conn has handed out and that
+//     has not been used since: nothing has called the driver. It is counted as
+//     Unattributed, from what database/sql says is in use, and its holder is unknown.
+//   - A transaction that the text of a query began (BEGIN) is not shown as one.
+//   - How many requests wait is read from private fields of sql.DB, after a self-test.
+//     In a Go version where that fails it is −1, as every unknown figure.
+//   - A pool opened by plain sql.Open is not known to its tracker until [TrackerOf] is
+//     called on it. Until then its figures are −1. So are those of several pools on one
+//     connector.
 //   - The time of a use is known to a tenth of a second.
-//   - A goroutine that has exited is strong evidence against the connection that
-//     it took, not proof: the handle may have been handed on.
+//   - A goroutine that has exited is strong evidence against the connection that it
+//     took, but no proof: it may have handed the connection on.
 //   - Behind PgBouncer the backend's process id is not the server's.
 //
 // # Transparency
 //
-// A wrapped connection has the optional interfaces that the driver's own has,
-// and errors are the driver's own values. Go's tests of database/sql pass with
-// the wrapper around their drivers, but for those that assert the driver's concrete
-// types, which pass if they look at what is wrapped (gosuite_test.go lists them).
-// Code that needs the driver's own connection, in sql.Conn.Raw, gets it by
-// [Unwrap]. What is not as with the bare driver: sql.DB.Driver returns a value of
-// the pool's own; and on a driver without SessionResetter or Validator (pgx),
-// after the ctx of a transaction on a sql.Conn has ended, its statements say
-// sql.ErrTxDone.
+// A wrapped connection has the optional interfaces that the driver's own has, and
+// errors are the driver's own values. Go's own tests of database/sql pass with the
+// wrapper around their drivers, except those that assert the driver's concrete types,
+// which pass if they look at what is wrapped (gosuite_test.go lists them). Code that
+// needs the driver's own connection in sql.Conn.Raw gets it by [Unwrap].
 //
-// Where lib/pq 1.12 is wrong it is mended, for connections that this package
-// dials:
+// Two things differ from the bare driver: sql.DB.Driver returns a value that belongs to
+// the pool; and on a driver without SessionResetter or Validator (pgx), after the ctx of
+// a transaction on a sql.Conn has ended, its statements return sql.ErrTxDone.
 //
-//   - A call whose ctx ends returns, on a silent network too, at most
-//     [WithCancelGrace] (1 s) and 100 ms later, with the ctx's error. lib/pq alone
-//     waits for ever.
-//   - A connection that lib/pq has left in a wrong state ("there is already a
-//     query being processed") is replaced, not handed out again.
+// Two faults of lib/pq 1.12 are mended, on connections that this package dials:
+//
+//   - A call whose ctx ends returns at most [WithCancelGrace] (1 s) and 100 ms later
+//     with the ctx's error, on a silent network too. lib/pq alone waits for ever.
+//   - A connection that lib/pq has left in a wrong state ("there is already a query
+//     being processed") is replaced, not handed out again.
 //
 // # Where things are
 //

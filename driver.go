@@ -22,8 +22,8 @@ type pqDriver struct{}
 
 var _ driver.DriverContext = pqDriver{}
 
-// OpenConnector is what sql.Open calls. It has no side effects: database/sql
-// and the libraries on top of it call it to look at a DSN.
+// OpenConnector is what sql.Open calls. It has no side effects, since database/sql
+// and libraries on top of it also call it just to check a DSN.
 func (pqDriver) OpenConnector(dsn string) (driver.Connector, error) { return openConnector(dsn, nil) }
 
 // Open is driver.Driver's; database/sql calls OpenConnector.
@@ -65,11 +65,11 @@ func openConnector(dsn string, opts []Option) (*connector, error) {
 }
 
 // Open opens a tracked pool on lib/pq, as sql.Open("baldur-pq", dsn) does, with
-// options. dsn is a URL or a key=value string of lib/pq's; its baldur_*
-// parameters are baldur's (each option's comment names its own) and do not
-// reach the server. Like sql.Open it makes no connection.
+// options. dsn is a URL or a key=value string as lib/pq takes it. Its baldur_*
+// parameters are baldur's and do not reach the server; the comment of each option
+// names its parameter. Like sql.Open it makes no connection.
 //
-// An error names what is wrong, and quotes no value of the DSN: any may be the
+// An error says what is wrong, and quotes no value of the DSN: any may be the
 // password, or a part of it.
 func Open(dsn string, opts ...Option) (*sql.DB, error) {
 	c, err := openConnector(dsn, opts)
@@ -95,10 +95,10 @@ func openDB(c *connector) *sql.DB {
 }
 
 // Wrap returns a connector whose connections are inner's, tracked. Give it to
-// sql.OpenDB, one pool for each connector.
+// sql.OpenDB; make one connector for each pool.
 //
-// As sql.OpenDB has no error to return, a nil inner or a bad option shows at the
-// first connect: every Connect returns an error that names it.
+// Since sql.OpenDB returns no error, a nil inner or a bad option shows at the first
+// connect: every Connect returns an error that says so.
 func Wrap(inner driver.Connector, opts ...Option) driver.Connector {
 	if inner == nil {
 		return brokenConnector{errors.New("baldur: Wrap and OpenDB need a connector, got nil")}
@@ -122,8 +122,8 @@ func Wrap(inner driver.Connector, opts ...Option) driver.Connector {
 }
 
 // TrackerOf returns the tracker of a pool, also of one from plain
-// sql.Open("baldur-pq", dsn); nil for a pool that is not baldur's, a nil one
-// included.
+// sql.Open("baldur-pq", dsn). It returns nil for a nil pool and for one that is not
+// baldur's.
 func TrackerOf(db *sql.DB) *Tracker {
 	if db == nil {
 		return nil
@@ -139,7 +139,7 @@ func TrackerOf(db *sql.DB) *Tracker {
 
 // connector makes tracked connections.
 type connector struct {
-	inner   func() driver.Connector                                    // a func, as fmt does not look into one: not all verbs come to Format when it prints a *sql.DB
+	inner   func() driver.Connector                                    // a func, since fmt does not look into one: when it prints a *sql.DB, not all verbs reach Format
 	connect func(context.Context) (driver.Conn, *pqconn.Socket, error) // the socket only where it is ours
 	driver  driver.Driver                                              // nil: inner's
 	t       *Tracker
@@ -163,21 +163,20 @@ func (c *connector) Connect(ctx context.Context) (driver.Conn, error) {
 	if wrap.CalledByPool() {
 		r.Take(ctx)
 	}
-	return wrap.New(&c.t.wrapping, r, ci), nil
+	return wrap.New(&c.t.wrapped, r, ci), nil
 }
 
 func hide(c driver.Connector) func() driver.Connector {
 	return func() driver.Connector { return c }
 }
 
-// Format keeps what the driver's connector holds, its password included, out of
-// what fmt prints.
+// Format keeps the driver's connector, and the password in it, out of what fmt prints.
 func (c *connector) Format(f fmt.State, _ rune) {
 	_, _ = fmt.Fprintf(f, "baldur: pool %s", c.t.PoolName())
 }
 
-// Driver returns a value of this connector's own, by which TrackerOf finds the
-// tracker of any pool.
+// Driver returns a value that belongs to this connector, by which TrackerOf finds the
+// pool's tracker.
 func (c *connector) Driver() driver.Driver {
 	drv := c.driver
 	if drv == nil {
@@ -199,8 +198,8 @@ func (c *connector) Close() error {
 	return nil
 }
 
-// poolDriver is what sql.DB.Driver returns for a tracked pool: the driver, with
-// the way to the pool's tracker.
+// poolDriver is what sql.DB.Driver returns for a tracked pool: the driver, and the way
+// to the pool's tracker.
 type poolDriver struct {
 	driver.Driver
 	t *Tracker
@@ -217,9 +216,9 @@ func (d poolDriver) dial(ctx context.Context) (driver.Conn, *pqconn.Socket, erro
 	return d.c.beside(ctx)
 }
 
-// beside connects beside the pool, on a goroutine of ours: a connector that panics there
-// would end the program, and one that does not heed ctx keep a lease's loop for ever. A
-// connection that comes too late is closed.
+// beside connects as the pool does, beside it, on a goroutine of its own: a connector
+// that panics must not end the program, and one that ignores ctx must not block a
+// lease's loop for ever. A connection that comes too late is closed.
 func (c *connector) beside(ctx context.Context) (driver.Conn, *pqconn.Socket, error) {
 	type result struct {
 		ci   driver.Conn
@@ -263,7 +262,7 @@ type untracked struct{ c *connector }
 func (u untracked) Connect(ctx context.Context) (driver.Conn, error) {
 	ci, sock, err := u.c.beside(ctx)
 	if deadline, ok := ctx.Deadline(); ok && sock != nil {
-		sock.EndBy(deadline) // of its calls too, as no sweep sees to them
+		sock.EndBy(deadline) // of its calls too, since no sweep cuts them
 	}
 	return ci, err
 }
@@ -278,7 +277,7 @@ type poolDriverContext struct {
 	driver.DriverContext
 }
 
-// brokenConnector answers with the error of its making.
+// brokenConnector returns the error with which it could not be made.
 type brokenConnector struct{ err error }
 
 func (b brokenConnector) Connect(context.Context) (driver.Conn, error) { return nil, b.err }

@@ -9,35 +9,34 @@ import (
 	"github.com/baldur-go/baldur/internal/stack"
 )
 
-// Hooks are functions that a pool calls as it lives. A nil one is not called,
-// and a pool without hooks pays one test of a pointer for each checkout.
+// Hooks are functions that a pool calls as it lives. A nil one is not called. A pool
+// without hooks pays one test of a pointer for each checkout.
 //
-// They run where things happen, in the program's own calls: they must be quick,
-// must not block, and must not use the pool. A panic in one is caught and
-// dropped, since database/sql would lose the connection by it.
+// They run where things happen, in the program's own calls: they must be quick, must
+// not block, and must not use the pool. A panic in one is caught and dropped, since
+// database/sql would lose the connection by it.
 type Hooks struct {
-	// Connector is called once, when the pool is made, and returns what is to
-	// connect in place of inner, or nil for inner itself. A connection of it must have inner's reachable
-	// by Raw methods: see [Unwrap]. A connector that returns other connections
-	// than inner's is what [Wrap] is for.
+	// Connector is called once, when the pool is made. It returns the connector to use
+	// in place of inner, or nil for inner itself. inner's connections must be reachable
+	// from its connections by Raw methods: see [Unwrap]. For a connector with
+	// connections of its own there is [Wrap].
 	Connector func(inner driver.Connector) driver.Connector
 
-	// SpanContext is the function of [WithSpanContext] where that is not given.
+	// SpanContext is used as the function of [WithSpanContext] if that is not given.
 	SpanContext func(context.Context) SpanContext
 
-	// Opened is called when the pool has come into use: it was opened by Open or
-	// OpenDB, or found by TrackerOf, or has made a connection. Closed is called
-	// when it is closed and no connection is out. Both may come again, in turn,
-	// if the connector is used for another pool.
+	// Opened is called when the pool comes into use: when it is opened by Open or
+	// OpenDB, is found by TrackerOf, or makes a connection. Closed is called when it is
+	// closed and has no connection left. Both may be called again, in turn, if the
+	// connector is used for another pool.
 	Opened func(*Tracker)
 	Closed func()
 
-	// Connected is called after each connect that succeeded, with its ctx and
-	// how long it took.
+	// Connected is called after each successful connect, with its ctx and duration.
 	Connected func(ctx context.Context, took time.Duration)
 
-	// Returned is called when a connection comes back, or is closed instead. It
-	// runs on whatever goroutine brings it and under locks of database/sql's.
+	// Returned is called when a connection comes back, or is closed instead. It runs on
+	// whichever goroutine returns it, and under locks of database/sql.
 	Returned func(Return)
 }
 
@@ -58,21 +57,21 @@ func (r Return) CallSite() Frame {
 	return ConnectionInfo{StackTrace: info.frames, site: info.at}.CallSite()
 }
 
-// StackTrace is the call stack of the taking, from the application's own frame
-// on; nil under [CaptureOff]. It is not to be changed.
+// StackTrace is the call stack of the taking, from the application's own frame on; nil
+// under [CaptureOff]. It must not be changed.
 func (r Return) StackTrace() []Frame { return r.t.sites.of(r.site).frames }
 
-// A Target is what is known of a pool when it is made: what baldur has read in
-// the DSN, or nothing where it has not parsed one.
+// A Target is what is known of a pool when it is made: what its DSN says. It is empty
+// where baldur has not parsed a DSN.
 type Target struct {
 	Address   string // host name, IP address, or a Unix socket's path; "" if not known or one of several
 	Port      int    // 0: not known, or a Unix socket
 	Database  string
 	Schema    string // the first of the search_path in the DSN
-	QueryText bool   // the text of queries may be told: see WithQueryText
+	QueryText bool   // the text of queries may be shown: see WithQueryText
 }
 
-// hook makes the hooks of a pool and returns the connector that they want.
+// hook makes the hooks of a pool and returns the connector that they ask for.
 func (c *config) hook(inner driver.Connector, target Target) driver.Connector {
 	target.QueryText = c.queryText
 	for _, m := range c.hookMakers {

@@ -34,7 +34,7 @@ type State string
 const (
 	StateInCall   State = "in_call"             // inside a call of the driver
 	StateClosing  State = "closing_statement"   // inside a call of the driver that closes a prepared statement
-	StateUnseen   State = "unwrapped"           // the driver's own connection was handed out, by Unwrap, since the last call: use of it is not seen
+	StateUnseen   State = "unwrapped"           // Unwrap has handed out the driver's own connection since the last call: its use is not seen
 	StateIdleInTx State = "idle_in_transaction" // between Begin and Commit or Rollback, no call in flight
 	StateRowsOpen State = "rows_open"           // a Rows is open, and is not being read
 	StateIdle     State = "idle"                // calls have been made, none is in flight
@@ -54,8 +54,8 @@ const (
 // Liveness tells whether a goroutine has ended.
 type Liveness string
 
-// Whether a goroutine has ended. It is read from the runtime's own record of it,
-// without a pause, where a self-test has found that this can be done.
+// Whether a goroutine has ended. It is read from the runtime's own record of the
+// goroutine, without a pause, where a self-test has shown that this works.
 const (
 	GoroutineAlive   Liveness = "alive"
 	GoroutineExited  Liveness = "exited"
@@ -73,7 +73,7 @@ type Frame struct {
 // line: "main.handler (shop/orders.go:88)".
 func (f Frame) String() string { return f.short() + " (" + f.at() + ")" }
 
-// at is the place in short: "orders/orders.go:88".
+// at is the place, shortened: "orders/orders.go:88".
 func (f Frame) at() string {
 	if f.File == "" {
 		return "unknown"
@@ -89,8 +89,8 @@ func (f Frame) at() string {
 	return fmt.Sprintf("%s:%d", name, f.Line)
 }
 
-// short is the function without the folders of its import path, but for the one
-// that a major version is of: "pop/v6.newTX".
+// short is the function without the folders of its import path, except the one that a
+// major version belongs to: "pop/v6.newTX".
 func (f Frame) short() string {
 	pkg, local := callsite.SplitName(f.Function)
 	if local == "" {
@@ -113,7 +113,7 @@ func cutLast(path string) (before, last string) {
 	return path[:max(i, 0)], path[i+1:]
 }
 
-// A SpanContext names a trace and a span of it, as OpenTelemetry does. The zero
+// A SpanContext identifies a trace and a span of it, as OpenTelemetry does. The zero
 // value says that there is none.
 type SpanContext struct {
 	TraceID    [16]byte
@@ -121,7 +121,7 @@ type SpanContext struct {
 	TraceFlags byte
 }
 
-// IsValid tells that neither id is zero.
+// IsValid tells whether both ids are set.
 func (s SpanContext) IsValid() bool { return s.TraceID != [16]byte{} && s.SpanID != [8]byte{} }
 
 // String returns the trace id in hex, or "".
@@ -135,9 +135,9 @@ func (s SpanContext) String() string {
 // spanID is the span's id in hex.
 func (s SpanContext) spanID() string { return hex.EncodeToString(s.SpanID[:]) }
 
-// ConnectionInfo is what is known of a connection that is out, at one instant.
-// Times of use are exact to a tenth of a second (less where the leak threshold
-// is below a second).
+// ConnectionInfo is what is known of a connection that is out, at one instant. Times of
+// use are exact to a tenth of a second (to less where the leak threshold is below a
+// second).
 type ConnectionInfo struct {
 	ConnectionID    int64         // of the pool, from 1, never used again
 	AcquiredAt      time.Time     // when the connection was taken
@@ -165,11 +165,11 @@ type ConnectionInfo struct {
 // CallSite is the line of the application that took the connection. Its
 // Function is "unknown" if there is no stack.
 //
-// It is never in the standard library. A goroutine of a library's own has no frame
-// of the application: its call site is the library's outermost frame, and
-// StackTrace has the library's others before that. Of a goroutine that begins in
-// database/sql ("go db.ExecContext(…)") the Function is database/sql's, and the
-// line is that of the go statement where that is known, else 0.
+// It is never in the standard library. A goroutine that a library has started has no
+// frame of the application: its call site is the library's outermost frame, and
+// StackTrace has the library's other frames before that. For a goroutine that starts in
+// database/sql ("go db.ExecContext(…)") the Function is database/sql's, and the line is
+// that of the go statement, or 0 if it is not known.
 func (c ConnectionInfo) CallSite() Frame {
 	if c.site >= len(c.StackTrace) {
 		return Frame{Function: "unknown"}
@@ -177,8 +177,8 @@ func (c ConnectionInfo) CallSite() Frame {
 	return c.StackTrace[c.site]
 }
 
-// begun tells whether a frame is the call site of a goroutine that a go statement
-// has begun in database/sql.
+// begun tells whether a frame is the call site of a goroutine that a go statement has
+// started in database/sql.
 func (f Frame) begun() bool { return callsite.Started(f.Function) }
 
 // Doing says in words what the holder does: "idle in transaction for 40s".
@@ -206,16 +206,16 @@ func short(d time.Duration) string { return text.Short(d) }
 
 // LeakReport is what a look at a pool has found.
 //
-// Unattributed counts what database/sql has out and the tracker has not seen to
-// go out: see "What cannot be seen" in the package comment. They are connections
-// that have not been used at all since they were made. So it can be above 0 for an
-// instant in any program whose pool is full: database/sql hands a new connection to
-// a goroutine that waits, which has not run yet. What stays above 0 from report to
-// report is a connection that is held and has not been used.
+// A holder is suspected if it has had its connection for longer than the threshold and
+// has not used it for that long: no call in flight, none ended, no row read. One that
+// has used it is listed apart, in LongHeld, and not accused.
 //
-// Suspected is who has had a connection for longer than the threshold and has
-// not used it for that long: no call in flight, none ended, no row read. Who
-// holds one for that long and uses it is listed apart, and not accused.
+// Unattributed counts the connections that are out by database/sql's count and that the
+// tracker has not seen to go out: see "What cannot be seen" in the package comment. They
+// have not been used at all since they were made. In a program whose pool is full the
+// figure can be above 0 for an instant, when database/sql hands a new connection to a
+// waiting goroutine that has not run yet. If it stays above 0 from report to report, a
+// connection is held and not used.
 type LeakReport struct {
 	PoolName       string
 	ReportTime     time.Time
@@ -235,13 +235,13 @@ type LeakReport struct {
 	OpenStatements []OpenStatements // of the connections with at least OpenStatementsBound, the most first
 }
 
-// OpenStatementsBound is from how many open statements on one connection on a
-// report tells of them. A program that prepares all its queries once has some
-// dozens; one that forgets Stmt.Close, more with each call.
+// OpenStatementsBound is how many open statements a connection must have to be listed.
+// A program that prepares all its queries once has some dozens; one that forgets
+// Stmt.Close has more with each call.
 const OpenStatementsBound = 50
 
-// OpenStatements is a connection, out or idle, with statements that were prepared
-// on it and have not been closed.
+// OpenStatements is a connection, out or idle, and the number of statements that were
+// prepared on it and not closed.
 type OpenStatements struct {
 	ConnectionID int64 `json:"connection_id"`
 	Open         int   `json:"open"`
@@ -250,8 +250,8 @@ type OpenStatements struct {
 // LeakCount is the number of suspected leaks.
 func (r LeakReport) LeakCount() int { return len(r.SuspectedLeaks) }
 
-// A LeakGroup is the holders that took their connections at one line; those whose
-// goroutines begin in database/sql, by one statement too.
+// A LeakGroup is the holders that took their connections at one line; if their
+// goroutines start in database/sql, also with the same statement.
 type LeakGroup struct {
 	CallSite    Frame
 	Connections []ConnectionInfo // the longest held first

@@ -24,7 +24,7 @@ const (
 	DefaultCancelTimeout     = 10 * time.Second
 )
 
-// config is what the options, the DSN and the environment come to.
+// config is the result of the options, the DSN and the environment.
 type config struct {
 	poolName      string
 	leakThreshold time.Duration
@@ -55,7 +55,7 @@ func WithPoolName(name string) Option {
 }
 
 // WithLeakThreshold sets how long a connection must be out, and unused for that
-// long, before its holder is suspected of a leak. Default 300 s; above zero.
+// long, before its holder is suspected of a leak. Default 300 s; must be above zero.
 // DSN: baldur_leak_threshold (a duration such as 90s, or a number of seconds);
 // environment: BALDUR_POOL_MONITOR_LEAK_THRESHOLD_SECONDS.
 func WithLeakThreshold(d time.Duration) Option {
@@ -78,57 +78,59 @@ func WithCriticalThreshold(percent float64) Option {
 	return func(c *config) { c.critical = percent }
 }
 
-// WithCancelGrace sets how long a call whose ctx has ended is left to end by
-// itself, by lib/pq's cancel request, before its socket is cut; it then returns
-// the ctx's error and the connection is discarded. The cut comes at the first
-// tick after the grace, at most 100 ms later. Default 1 s; above zero. It holds
-// for connections that baldur dials (by sql.Open and Open, not by Wrap).
+// WithCancelGrace sets how long a call whose ctx has ended may take to end by itself,
+// by lib/pq's cancel request, before its socket is cut. A call that is cut returns the
+// ctx's error, and the connection is discarded. The cut comes at the first tick after
+// the grace, at most 100 ms later. Default 1 s; must be above zero. It applies to
+// connections that baldur dials (by sql.Open and Open, not by Wrap).
 //
-// What closes something ends in that time also without a ctx: Stmt.Close,
-// Rows.Close, Tx.Rollback, Conn.Close and DB.Close return within the grace and
-// 100 ms on a silent network. Rows.Close reads what is left of the result and may
-// take longer as long as there comes something. A statement that is closed while
-// its connection is idle is closed on the server when the connection is next
-// taken.
+// Calls that close something end in that time also without a ctx: Stmt.Close,
+// Rows.Close, Tx.Rollback, Conn.Close and DB.Close return within the grace and 100 ms
+// on a silent network. Rows.Close reads what is left of the result, and may take longer
+// while data keeps coming. A statement that is closed while its connection is idle is
+// closed on the server when the connection is next taken.
 //
-// A call that the program makes without a ctx is not bounded, but for these; it
-// shows in reports. Drivers given to Wrap and OpenDB have their own bounds: pgx
-// ends Stmt.Close, and a connection's Close, after 5 s, and honours a ctx in
-// everything else; its Rows.Close and Rollback without one are not bounded.
+// Other calls that the program makes without a ctx are not limited; they show in
+// reports. Drivers given to Wrap and OpenDB have their own limits: pgx ends Stmt.Close,
+// and a connection's Close, after 5 s, and honours a ctx in everything else; its
+// Rows.Close and Rollback without a ctx are not limited.
 // DSN: baldur_cancel_grace.
 func WithCancelGrace(d time.Duration) Option {
 	return func(c *config) { c.cancelGrace = d }
 }
 
-// WithCancelTimeout sets how long a cancel request may take, from dialling on.
-// It lives on when the call that it is to cancel has returned, so that the query
-// ends on the server too. Default 10 s, which is also the most that lib/pq gives
-// the dialling; above zero. It holds for the connections that the grace holds for.
+// WithCancelTimeout sets how long a cancel request may take, its dialling included. It
+// goes on after the call that it cancels has returned, so that the query ends on the
+// server too. Default 10 s, which is also lib/pq's limit for the dialling; must be
+// above zero. It applies to the same connections as the grace.
 // DSN: baldur_cancel_timeout.
 func WithCancelTimeout(d time.Duration) Option {
 	return func(c *config) { c.cancelTimeout = d }
 }
 
-// WithQueryText(false) keeps the text of queries out of everything that baldur
-// tells, and out of its memory.
+// WithQueryText(false) keeps the text of queries out of everything that baldur shows,
+// and out of its memory.
 //
-// One policy holds wherever a text is told: reports, logs, JSON, the page, the
+// One policy holds wherever a text is shown: reports, logs, JSON, the page, the
 // profile, baldurtest and OpenTelemetry. Arguments are never kept. A report has the
-// first 2 kB of a text. A text that carries a secret is told without its literals
-// and comments: one that sets a password (ALTER ROLE, CREATE USER MAPPING), has a
-// conninfo (CREATE SUBSCRIPTION, CREATE SERVER, dblink) or a URL with a password,
-// calls pgcrypto, or has a word such as password, secret, token or credential in
-// it. Another literal is told as it stands, except by OpenTelemetry, which has
-// literals only of statements with parameters. Programs that write other secrets into their SQL need
-// WithQueryText(false). A connection that lies in the pool keeps no text of more
-// than 256 bytes.
+// first 2 kB of a text. A text that carries a secret is shown without its literals and
+// comments. That is a text that
+//
+//   - sets a password (ALTER ROLE, CREATE USER MAPPING)
+//   - has a conninfo (CREATE SUBSCRIPTION, CREATE SERVER, dblink) or a URL with a password
+//   - calls pgcrypto
+//   - contains a word such as password, secret, token or credential
+//
+// Other literals are shown as they are, except by OpenTelemetry, which shows literals
+// only of statements with parameters. Programs that write other secrets into their SQL
+// need WithQueryText(false). An idle connection keeps no text of more than 256 bytes.
 // DSN: baldur_query_text=off.
 func WithQueryText(on bool) Option {
 	return func(c *config) { c.queryText = on }
 }
 
-// Capture says what is noted of a checkout beside the time, the goroutine and
-// the use that is made of the connection.
+// Capture says what is noted of a checkout beside the time, the goroutine and the use
+// of the connection.
 type Capture int32
 
 // What can be noted of a checkout. What each costs is in docs/performance.md.
@@ -145,15 +147,15 @@ func WithCapture(c Capture) Option {
 	return func(cfg *config) { cfg.capture = c }
 }
 
-// WithReturnAudit checks one in every n returns of a connection to the pool, from
-// 1 (all) on; 0, the default, checks none. It finds transactions that were begun
-// by a query's text and are still open, and session advisory locks: what
-// database/sql and lib/pq do not take back. [Tracker.DirtyReturns] has what was
-// found. The connection itself goes back as it is.
+// WithReturnAudit checks one in every n returns of a connection to the pool: 1 checks
+// all, and 0, the default, none. It finds what database/sql and lib/pq do not undo:
+// transactions that were begun by the text of a query and are still open, and session
+// advisory locks. [Tracker.DirtyReturns] has the results. The connection itself goes
+// back as it is.
 //
-// A check of a connection without a transaction is a round trip on the goroutine
-// that returns it, of at most 1 s. It needs lib/pq; through a pooler in
-// transaction mode it means nothing.
+// The check of a connection without a transaction is a round trip on the goroutine
+// that returns it, of at most 1 s. It needs lib/pq. Through a pooler in transaction
+// mode it means nothing.
 // DSN: baldur_return_audit.
 func WithReturnAudit(n int) Option {
 	return func(c *config) { c.returnAudit = n }
@@ -170,12 +172,12 @@ func WithSpanContext(f func(context.Context) SpanContext) Option {
 	return func(c *config) { c.spanContext = f }
 }
 
-// WithSkipPackages adds packages, by import path, to those that a call site is
-// never in: a stack starts at the first frame outside of them. The standard
-// library, baldur and the well-known libraries on top of database/sql are among
-// them. A path that ends in a slash stands for that package and all below it:
-// "example.com/shop/db/" for example.com/shop/db and example.com/shop/db/orm;
-// without the slash it is the one package. A package's own tests are not skipped.
+// WithSkipPackages adds packages, by import path, to those that no call site is in: a
+// stack starts at the first frame outside of them. The standard library, baldur and the
+// well-known libraries on top of database/sql are among them. A path that ends in a
+// slash stands for that package and all below it: "example.com/shop/db/" for
+// example.com/shop/db and example.com/shop/db/orm. Without the slash it is that one
+// package. A package's own tests are not skipped.
 //
 // The paths of the option, the DSN and the environment add up.
 // DSN: baldur_skip_packages, separated by commas; environment: BALDUR_SKIP_PACKAGES.
@@ -183,10 +185,10 @@ func WithSkipPackages(paths ...string) Option {
 	return func(c *config) { c.skipPackages = append(c.skipPackages, paths...) }
 }
 
-// WithSkipFunctions adds functions that are never a call site, as a program's own
+// WithSkipFunctions adds functions that are never a call site, such as a program's own
 // helpers through which all its queries go. A name is that of a [Frame], with its
 // import path or the end of that: "example.com/shop/store.(*conn).Exec" or
-// "store.(*conn).Exec". The closures in the function are skipped with it.
+// "store.(*conn).Exec". Closures in the function are skipped with it.
 //
 // The names of the option, the DSN and the environment add up.
 // DSN: baldur_skip_functions, separated by commas; environment: BALDUR_SKIP_FUNCTIONS.
@@ -194,8 +196,8 @@ func WithSkipFunctions(names ...string) Option {
 	return func(c *config) { c.skipFunctions = append(c.skipFunctions, names...) }
 }
 
-// WithHooks has f called when the pool is made, and the functions that it
-// returns as the pool lives. Of several with one name the last counts.
+// WithHooks has f called when the pool is made, and the functions that it returns
+// called as the pool lives. Of several with the same name the last one counts.
 func WithHooks(name string, f func(Target) Hooks) Option {
 	return func(c *config) {
 		for i, m := range c.hookMakers {
@@ -214,7 +216,7 @@ type hookMaker struct {
 	f    func(Target) Hooks
 }
 
-// setting is one that has a text form.
+// A setting is an option that has a text form.
 type setting struct {
 	param, env string
 	set        func(c *config, value string) error
@@ -310,9 +312,8 @@ func setCapture(c *Capture, v string) error {
 
 var plainName = regexp.MustCompile(`^baldur_[a-z_]{1,40}$`)
 
-// newConfig layers defaults, environment, DSN parameters and options, and
-// checks what comes out. No value from a DSN is quoted in an error: a slip of
-// the pen can make a password one.
+// newConfig layers defaults, environment, DSN parameters and options, and checks the
+// result. Errors quote no value from a DSN: by a typo it can be a password.
 func newConfig(params map[string]string, opts []Option) (*config, error) {
 	c := &config{
 		leakThreshold: DefaultLeakThreshold,

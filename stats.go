@@ -18,20 +18,19 @@ const (
 	HealthClosed        PoolHealthStatus = "closed" // sql.DB.Close was called; reports go on while connections are out
 )
 
-// PoolStats are a pool's figures. A figure that is not known is −1, never a
-// made-up 0.
+// PoolStats are a pool's figures. An unknown figure is −1, never a made-up 0.
 type PoolStats struct {
 	PoolName             string    `json:"pool_name"`
 	MaxConnections       int       `json:"max_connections"`       // 0: unlimited
 	ActiveConnections    int       `json:"active_connections"`    // checked out, or being dialled
-	AvailableConnections int       `json:"available_connections"` // that can be had without waiting; of an unlimited pool, the idle ones
+	AvailableConnections int       `json:"available_connections"` // that can be taken without waiting; in an unlimited pool, the idle ones
 	WaitingRequests      int       `json:"waiting_requests"`      // goroutines that wait for a connection
 	CheckedAt            time.Time `json:"checked_at"`
 }
 
-// UsagePercent is ActiveConnections in percent of MaxConnections: 0 of an
-// unlimited or unknown pool; above 100 after SetMaxOpenConns has shrunk the
-// pool below what is out.
+// UsagePercent is ActiveConnections in percent of MaxConnections. It is 0 for an
+// unlimited or unknown pool, and above 100 after SetMaxOpenConns has shrunk the pool
+// below what is out.
 func (s PoolStats) UsagePercent() float64 {
 	if s.MaxConnections <= 0 || s.ActiveConnections < 0 {
 		return 0
@@ -64,9 +63,8 @@ func (s PoolStats) health(c *config, suspected int) PoolHealthStatus {
 	return HealthHealthy
 }
 
-// PoolInfo is a pool's shape. database/sql has no overflow: MaxOverflow and
-// Overflow are 0. The zero value says "no pool"; in another one, a figure that
-// is not known is −1.
+// PoolInfo is a pool's shape. database/sql has no overflow, so MaxOverflow and Overflow
+// are 0. The zero value says "no pool"; otherwise an unknown figure is −1.
 type PoolInfo struct {
 	PoolType      string `json:"pool_type"` // "database/sql"
 	PoolSize      int    `json:"pool_size"` // SetMaxOpenConns; 0: unlimited
@@ -79,10 +77,10 @@ type PoolInfo struct {
 	PoolExhausted bool   `json:"pool_exhausted"`
 }
 
-// PoolInfoProvider is anything that tells a pool's shape, as *Tracker does.
+// PoolInfoProvider knows a pool's shape, as *Tracker does.
 type PoolInfoProvider interface{ PoolInfo() PoolInfo }
 
-// PoolStatsProvider is anything that tells a pool's figures, as *Tracker does.
+// PoolStatsProvider knows a pool's figures, as *Tracker does.
 type PoolStatsProvider interface{ Stats() PoolStats }
 
 // NoOpPoolStatsProvider is a PoolStatsProvider for a program without a pool.
@@ -90,7 +88,7 @@ type NoOpPoolStatsProvider struct {
 	PoolName string // default "noop"
 }
 
-// Stats returns figures that are all 0: there is no pool.
+// Stats returns figures of 0, since there is no pool.
 func (p NoOpPoolStatsProvider) Stats() PoolStats {
 	name := p.PoolName
 	if name == "" {

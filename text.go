@@ -20,9 +20,9 @@ const (
 	textQuery  = 100 // characters of a query
 )
 
-// String returns the report for people: a verdict, then the suspected leaks by
-// call site, then who else holds a connection for long, and the connections that came back
-// dirty. Who has the leases stands before them.
+// String returns the report for people: the pool's state and leases, then the suspected
+// leaks by call site, who else holds a connection for long, and which connections came
+// back dirty.
 func (r LeakReport) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "pool %s: %s", clean(r.PoolName), r.Health)
@@ -131,11 +131,11 @@ func (r LeakReport) Figures() string {
 	return b.String()
 }
 
-// LikelyMissing names the call that the holder has probably left out, if it is
-// a leak: "Rows.Close, or Row.Scan"; "" if nothing tells.
+// LikelyMissing is the call that the holder has probably left out, if it is a leak:
+// "Rows.Close, or Row.Scan". It is "" if there is no hint.
 //
-// Where requests wait for a connection of the pool, a holder whose goroutine is
-// alive may be one of them: a query beside an open transaction, or in a loop over
+// Where requests wait for a connection of the pool, a holder whose goroutine is alive
+// may be one of them: it may make a query beside an open transaction, or in a loop over
 // rows. Then nothing need be missing, and the hint says so.
 func (c ConnectionInfo) LikelyMissing() string {
 	missing := c.missing()
@@ -167,7 +167,7 @@ func (g LeakGroup) writeHead(b *strings.Builder) {
 	fmt.Fprintf(b, "%s taken at %s in %s\n", plural(len(g.Connections), "connection"), clean(g.CallSite.at()), clean(g.CallSite.short()))
 }
 
-// writeConns writes a line for each connection, and the last query: once where
+// writeConns writes a line for each connection, and its last query; only one query if
 // it is the same for all.
 func (g LeakGroup) writeConns(b *strings.Builder, doing func(ConnectionInfo) string) {
 	query := g.Connections[0].QueryInfo
@@ -205,9 +205,9 @@ func (g LeakGroup) writeConns(b *strings.Builder, doing func(ConnectionInfo) str
 	}
 }
 
-// writeStack writes the call site's place in full, to be clicked on, and a line
-// for each of its callers in the application; of a library's own goroutine, for
-// each frame of the library.
+// writeStack writes the call site's place in full, to be clicked on, and a line for each
+// of its callers in the application. For a goroutine that a library has started it
+// writes the library's frames.
 func writeStack(b *strings.Builder, c ConnectionInfo) {
 	site := c.CallSite()
 	if site.File == "" {
@@ -248,6 +248,14 @@ func excerpt(query string) string {
 		return strings.TrimSuffix(string(r[:textQuery]), " ") + more
 	}
 	return s
+}
+
+// shorten cuts s after n characters.
+func shorten(s string, n int) string {
+	if utf8.RuneCountInString(s) <= n {
+		return s
+	}
+	return string([]rune(s)[:n]) + " …"
 }
 
 func clean(s string) string { return text.Clean(s) }
@@ -394,13 +402,13 @@ func (r LeakReport) MarshalJSON() ([]byte, error) {
 		list(r.SuspectedLeaks), list(r.LongHeld), list(r.Returned), list(r.Leases), list(r.DirtyReturns), r.DirtyTotal, list(r.OpenStatements)})
 }
 
-// marshal is json.Marshal for what may be read on a terminal.
+// marshal is json.Marshal, safe to be read on a terminal.
 func marshal(v any) ([]byte, error) {
 	b, err := json.Marshal(v)
 	return text.JSON(b), err
 }
 
-// list makes an empty list of none, which JSON writes as [] and not null.
+// list makes a nil list an empty one, which JSON writes as [] and not as null.
 func list[T any](s []T) []T {
 	if s == nil {
 		return []T{}

@@ -29,15 +29,14 @@ import (
 type Tracker struct {
 	cfg     *config
 	clk     *clock.Clock
-	ledger  *checkout.Ledger
+	ledger  *checkout.Ledger // of the open connections
 	sites   *siteCache
 	dialing atomic.Int32 // Connect calls in flight
 	name    atomic.Pointer[string]
 	returns atomic.Int64 // counted by the return audit, where there is one
 	leaked  atomic.Int64 // checkouts that were reported as suspected
 	hooks   []Hooks
-
-	wrapping wrap.Config // of its connections
+	wrapped wrap.Config // of the connections
 
 	announcing sync.Mutex // guards the field below, and orders the calls of Opened and Closed
 	announced  bool       // Opened was called, and Closed not since
@@ -69,23 +68,22 @@ func newTracker(cfg *config) *Tracker {
 	}
 	t.ledger = checkout.NewLedger(t.clk, c)
 	t.SetCapture(cfg.capture)
-	t.wrapping.Poisoned = pqconn.Poisoned
+	t.wrapped.Poisoned = pqconn.Poisoned
 	if cfg.returnAudit > 0 {
-		t.wrapping.Audit = t.audit
+		t.wrapped.Audit = t.audit
 	}
 	return t
 }
 
-// registry holds the trackers in use by their names. It keeps none alive.
+// registry has the trackers in use by their names. It keeps none alive.
 var registry struct {
 	mu    sync.Mutex // guards the fields below
 	named map[string]weak.Pointer[Tracker]
 }
 
-// Trackers returns the trackers of the pools that are in use in this program:
-// opened by Open or OpenDB, or found by TrackerOf, or with a connection made. A
-// closed pool is among them as long as a connection of it is out. In the order
-// of their names.
+// Trackers returns the trackers of the pools that are in use in this program, sorted
+// by name: those that were opened by Open or OpenDB, found by TrackerOf, or have made
+// a connection. A closed pool stays among them while a connection of it is out.
 func Trackers() []*Tracker {
 	registry.mu.Lock()
 	defer registry.mu.Unlock()
@@ -99,7 +97,7 @@ func Trackers() []*Tracker {
 	return all
 }
 
-// register gives t a name of its own and lists it, if that is not done.
+// register lists t, under a name that no other tracker has, unless it is listed.
 func (t *Tracker) register() {
 	registry.mu.Lock()
 	defer registry.mu.Unlock()
@@ -163,7 +161,7 @@ func (t *Tracker) unregister() {
 	}
 }
 
-// whenClosed returns what is closed when the pool is.
+// whenClosed returns a channel that is closed when the pool is.
 func (t *Tracker) whenClosed() <-chan struct{} {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -185,8 +183,8 @@ func (t *Tracker) isClosedLocked() bool {
 	}
 }
 
-// add makes the record of a new connection. Its dialling began before the pool
-// was closed, or after, for a second pool on the connector.
+// add makes the record of a new connection. afterClose tells that it was dialled after
+// the pool was closed, that is for a second pool on the connector.
 func (t *Tracker) add(inner driver.Conn, sock *pqconn.Socket, afterClose bool) *checkout.Record {
 	defer t.announce()
 	t.mu.Lock()
@@ -227,7 +225,7 @@ func (t *Tracker) Holders() []ConnectionInfo {
 	return infos
 }
 
-// info makes the values of a snapshot.
+// info makes the public values of a snapshot.
 func (t *Tracker) info(s checkout.Snapshot, now time.Duration) ConnectionInfo {
 	site := t.sites.of(s.Site)
 	c := ConnectionInfo{
@@ -282,11 +280,11 @@ func (t *Tracker) info(s checkout.Snapshot, now time.Duration) ConnectionInfo {
 	return c
 }
 
-// maxQuery is how much of a query's text is told, in bytes.
+// maxQuery is how many bytes of a query a report has.
 const maxQuery = 2 << 10
 
-// snapshots returns the checkouts that began at until or before, the longest
-// held first, and the number of all that there are.
+// snapshots returns the checkouts that began at until or before, the longest held
+// first, and the number of all checkouts.
 func (t *Tracker) snapshots(until time.Duration) (snapshots []checkout.Snapshot, all int) {
 	for _, r := range t.ledger.Records() {
 		s, out, old := r.Snapshot(until)
@@ -312,19 +310,19 @@ func (t *Tracker) pool() (sqlpool.State, bool) {
 	return sqlpool.Read(db)
 }
 
-// balance returns the pool's state, and how many connections are out of it that
-// the tracker does not see; −1 if that is not known.
+// balance returns the pool's state, and how many connections are out that the tracker
+// does not see; −1 if that is not known.
 //
-// The two are counted one after the other while connections come and go, and
+// The two are counted one after the other while connections come and go.
 // database/sql takes a connection out before it tells the driver, and puts it back
-// after it has told. So a difference counts only if it is there at each of several
-// looks, and if there are connections that can be it: one that has been out once
-// is seen whenever it goes out again.
+// after. So a difference counts only if each of several looks finds it, and only as
+// far as there are connections that were never seen to go out: one that was seen once
+// is seen every time.
 func (t *Tracker) balance() (state sqlpool.State, ok bool, connecting, closing, unattributed int) {
 	unattributed = -1
 	for i := range 4 {
 		if i > 0 {
-			runtime.Gosched() // to who is between the two counts
+			runtime.Gosched() // let whoever is between the two counts go on
 		}
 		if state, ok = t.pool(); !ok {
 			return state, false, int(t.dialing.Load()), closing, -1
@@ -347,7 +345,7 @@ func (t *Tracker) balance() (state sqlpool.State, ok bool, connecting, closing, 
 }
 
 // Report looks at every connection that is out and lists the holders that are
-// suspected of a leak. It costs some 100 ns for each connection and some µs for
+// suspected of a leak. It costs about 100 ns for each connection, and a few µs for
 // each call site that it meets for the first time.
 func (t *Tracker) Report() LeakReport {
 	report, _ := t.report()
@@ -408,16 +406,16 @@ func (t *Tracker) openStatements() (all []OpenStatements) {
 	return all
 }
 
-// suspected tells whether a checkout that is as old as the threshold is suspected. All of
-// these hold:
+// suspected tells whether a checkout that is as old as the threshold is suspected of a
+// leak. It is if all of these hold:
 //
 //   - it is not labelled
-//   - it is not in a call
-//   - the driver's own connection is not handed out
-//   - its last use is older than the threshold, and than a tick more, since the coarse
-//     time of a use is early by up to a tick
+//   - no call is in flight
+//   - the driver's own connection was not handed out since the last call
+//   - its last use is older than the threshold and a tick, since the coarse time of a
+//     use can be early by a tick
 //
-// Both times are the kernel's. The counter can only make a checkout later than that.
+// Both times are the kernel's. The CPU's counter can only make a checkout seem later.
 func (t *Tracker) suspected(s checkout.Snapshot, now time.Duration) bool {
 	return s.Label == "" && s.Flags&(checkout.InCall|checkout.Unwrapped) == 0 && now-s.Used >= t.cfg.leakThreshold+t.clk.Tick()
 }
@@ -443,9 +441,9 @@ func (t *Tracker) stats(s sqlpool.State, ok bool) PoolStats {
 	return st
 }
 
-// DBStats returns database/sql's own statistics of the pool, as sql.DB.Stats
-// does. ok is false where Stats' figures are −1; unlike sql.DB.Stats it does not
-// hang with a pool whose driver hangs, but gives up after 100 ms.
+// DBStats returns database/sql's own statistics of the pool, as sql.DB.Stats does. ok
+// is false where the figures of Stats are −1. Unlike sql.DB.Stats it does not hang
+// with a driver that hangs, but gives up after 100 ms.
 func (t *Tracker) DBStats() (stats sql.DBStats, ok bool) {
 	t.mu.Lock()
 	db, shared := t.db, t.shared
@@ -456,10 +454,10 @@ func (t *Tracker) DBStats() (stats sql.DBStats, ok bool) {
 	return sqlpool.Stats(db)
 }
 
-// LeaksTotal is the number of checkouts that a report, of whatever kind, has
-// listed as suspected since the tracker was made: each once, also those that
-// have come back. It never falls. Nobody looks at a pool between two reports, so
-// a leak that came and went there is not counted.
+// LeaksTotal is the number of checkouts that any report has listed as suspected since
+// the tracker was made. Each counts once, also after it has come back, so the number
+// never falls. Nobody looks at a pool between two reports, so a leak that came and
+// went in between is not counted.
 func (t *Tracker) LeaksTotal() int { return int(t.leaked.Load()) }
 
 // PoolInfo returns the pool's shape now. Figures are −1 where Stats' are.
@@ -480,12 +478,12 @@ func (t *Tracker) CheckHealth() PoolHealthStatus { return t.Report().Health }
 // DetectLeaks is Report under its name in [ConnectionPoolMonitor].
 func (t *Tracker) DetectLeaks() LeakReport { return t.Report() }
 
-// Connections returns how many connections lie idle in the pool and how many are
-// out of it, without those that are being dialled. Unlike [Tracker.Stats] it
-// knows this also of a pool that was opened by plain sql.Open and has not been
-// given to TrackerOf, and of several pools on one connector (together): from
-// what it has seen. Then ok is false while there is a connection that has never
-// been seen to go out; see "What cannot be seen" in the package comment.
+// Connections returns how many connections are idle in the pool and how many are out,
+// without those that are being dialled. Unlike [Tracker.Stats] it also knows this of a
+// pool that was opened by plain sql.Open and not given to TrackerOf, and of several
+// pools on one connector (together): from what it has seen of their connections. There
+// ok is false while a connection exists that was never seen to go out: see "What
+// cannot be seen" in the package comment.
 func (t *Tracker) Connections() (idle, used int, ok bool) {
 	if s, ok := t.pool(); ok {
 		return s.Idle, max(0, s.InUse()-s.Pending-int(t.dialing.Load())), true
@@ -512,8 +510,8 @@ func (t *Tracker) Connections() (idle, used int, ok bool) {
 	return idle, used, true
 }
 
-// SetCapture changes what is noted of checkouts from now on. See [WithCapture].
-// A value that is none of the three is taken for [CaptureOff].
+// SetCapture changes what is noted of checkouts from now on: see [WithCapture]. A
+// value that is none of the three counts as [CaptureOff].
 func (t *Tracker) SetCapture(c Capture) {
 	if c < CaptureFull || c > CaptureOff {
 		c = CaptureOff

@@ -8,19 +8,18 @@ import (
 	"log/slog"
 	"slices"
 	"time"
-	"unicode/utf8"
 
 	"github.com/baldur-go/baldur/internal/checkout"
 )
 
-// Watch makes a report every so often and calls f with it when there is news:
-// suspected leaks that it has not told before, alone in SuspectedLeaks, or
-// connections that it has told and that have come back, in Returned. So a leak
-// is told once for each checkout.
+// Watch makes a report at each interval and calls f with it if there is news. News are
+// suspected leaks that it has not reported before, which alone are in SuspectedLeaks,
+// and connections that it has reported and that have come back, in Returned. So a leak
+// is reported once for each checkout.
 //
-// Watch returns when ctx ends, with its cause, or when the pool is closed, with
-// nil. It returns an error at once if every is not above 0 or f is nil. Run it
-// on a goroutine of its own; f is called on that one.
+// Watch returns the cause of ctx when that ends, and nil when the pool is closed. It
+// returns an error at once if every is not above 0 or f is nil. Run it on a goroutine
+// of its own; f is called there.
 func (t *Tracker) Watch(ctx context.Context, every time.Duration, f func(LeakReport)) error {
 	if f == nil {
 		return errors.New("baldur: Watch: the function is nil")
@@ -32,7 +31,7 @@ func (t *Tracker) Watch(ctx context.Context, every time.Duration, f func(LeakRep
 	})
 }
 
-// watch calls f with each of Watch's reports, also where there is no news.
+// watch calls f with each of Watch's reports, also without news.
 func (t *Tracker) watch(ctx context.Context, every time.Duration, who string, f func(r LeakReport, news bool)) error {
 	if every <= 0 {
 		return fmt.Errorf("baldur: %s: interval is %v; it must be above 0", who, every)
@@ -42,7 +41,7 @@ func (t *Tracker) watch(ctx context.Context, every time.Duration, who string, f 
 	t.mu.Unlock()
 	ticker := time.NewTicker(every)
 	defer ticker.Stop()
-	told := map[*checkout.Leak]bool{}
+	reported := map[*checkout.Leak]bool{}
 	for {
 		select {
 		case <-ctx.Done():
@@ -51,43 +50,43 @@ func (t *Tracker) watch(ctx context.Context, every time.Duration, who string, f 
 			return nil
 		case <-ticker.C:
 		}
-		f(t.news(told))
+		f(t.news(reported))
 	}
 }
 
-// news is a report of what told does not have, and brings told up to date.
-func (t *Tracker) news(told map[*checkout.Leak]bool) (LeakReport, bool) {
+// news is a report of what reported does not have yet, and brings it up to date.
+func (t *Tracker) news(reported map[*checkout.Leak]bool) (LeakReport, bool) {
 	report, leaks := t.report()
 	var fresh []ConnectionInfo
 	for i, l := range leaks {
-		if !told[l] {
-			told[l] = true
+		if !reported[l] {
+			reported[l] = true
 			fresh = append(fresh, report.SuspectedLeaks[i])
 		}
 	}
 	report.SuspectedLeaks = fresh
-	for l := range told {
+	for l := range reported {
 		if info, ok := returned(l); ok {
 			report.Returned = append(report.Returned, info)
-			delete(told, l)
+			delete(reported, l)
 		}
 	}
 	slices.SortFunc(report.Returned, func(a, b ConnectionInfo) int { return cmp.Compare(b.Held, a.Held) })
 	return report, len(fresh) > 0 || len(report.Returned) > 0
 }
 
-// OnConnectionReleased has f called with each connection that comes back after
-// a report has listed it as suspected; Held is how long it was out. f is called
-// by the next Report, Watch or CheckHealth, on its goroutine: the return itself
-// happens under database/sql's locks, where no foreign code may run.
+// OnConnectionReleased has f called with each connection that comes back after a
+// report has listed it as suspected; Held is how long it was out. The next Report,
+// Watch or CheckHealth calls f, on its goroutine: the return itself happens under
+// database/sql's locks, where no foreign code may run.
 func (t *Tracker) OnConnectionReleased(f func(ConnectionInfo)) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.onRelease = append(t.onRelease, f)
 }
 
-// settle calls OnConnectionReleased's functions for the reported leaks that are
-// back, and keeps the others, fresh ones added.
+// settle calls OnConnectionReleased's functions for the reported leaks that are back,
+// and keeps the others and the fresh ones.
 func (t *Tracker) settle(fresh []*checkout.Leak) {
 	var back []ConnectionInfo
 	t.mu.Lock()
@@ -117,10 +116,10 @@ func (t *Tracker) settle(fresh []*checkout.Leak) {
 	}
 }
 
-// returned returns what was reported of a leak, with Held as it was at the end, if the
-// connection is back.
+// returned returns what was first reported of a leak, and whether the connection is
+// back; Held is then how long it was out.
 func returned(l *checkout.Leak) (ConnectionInfo, bool) {
-	info := l.Told.(ConnectionInfo)
+	info := l.Info.(ConnectionInfo)
 	held, ok := l.Returned()
 	if ok {
 		info.Held = held
@@ -128,16 +127,15 @@ func returned(l *checkout.Leak) (ConnectionInfo, bool) {
 	return info, ok
 }
 
-// How often Log repeats itself.
+// How much Log writes.
 const (
 	logBurst  = 3           // records of a kind for each call site in a window
 	logWindow = time.Minute // from the first of them on
 	logName   = 200         // characters of a name
 )
 
-// Log tells of leaks to logger as they show: a record of level WARN for each
-// checkout that is suspected, and one of level INFO when that comes back. In
-// main:
+// Log writes leaks to logger as they show: a record of level WARN for each checkout
+// that is suspected, and one of level INFO when it comes back. In main:
 //
 //	go baldur.TrackerOf(db).Log(ctx, 30*time.Second, slog.Default())
 //
@@ -145,15 +143,15 @@ const (
 // connection came back". Attributes are pool, code.function.name, code.file.path
 // and code.line.number (of the call site; a leak's also likely_missing), held,
 // idle, kind, state, goroutine, goroutine_state (of a leak), backend_pid, query
-// (an excerpt), trace_id and span_id; what is not known is left out. The logger's
-// handler decides the format.
+// (an excerpt), trace_id and span_id. Unknown ones are left out. The logger's handler
+// decides the format.
 //
-// A call site that leaks over and over does not fill the log: after 3 records of
-// a kind, those that follow within a minute of the first are only counted, and
-// told as one record, "baldur: more suspected connection leaks" or "baldur: more
-// suspected connections came back", with their number as count.
+// A call site that leaks over and over does not fill the log. After 3 records of a
+// kind, those that follow within a minute of the first are only counted, and reported
+// as one record, "baldur: more suspected connection leaks" or "baldur: more suspected
+// connections came back", with the attribute count.
 //
-// It looks at the pool every so often, and returns as [Tracker.Watch] does. A nil
+// It looks at the pool at each interval, and returns as [Tracker.Watch] does. A nil
 // logger is an error.
 func (t *Tracker) Log(ctx context.Context, every time.Duration, logger *slog.Logger) error {
 	if logger == nil {
@@ -185,7 +183,7 @@ type leakLog struct {
 	order   []logKey // of windows
 }
 
-// logKey is what is limited: the records of a level for a call site.
+// logKey is what the limit is for: the records of one level for one call site.
 type logKey struct {
 	level slog.Level
 	groupKey
@@ -219,7 +217,7 @@ func (l *leakLog) add(now time.Time, level slog.Level, pool string, c Connection
 	l.write(level, message, pool, c.CallSite(), connAttrs(level, c))
 }
 
-// flush ends the windows that are over at now, and tells what they have counted.
+// flush ends the windows that are over at now, and writes what they have counted.
 func (l *leakLog) flush(now time.Time) {
 	kept := l.order[:0]
 	for _, key := range l.order {
@@ -242,8 +240,8 @@ func (l *leakLog) flush(now time.Time) {
 	l.order = kept
 }
 
-// write has no program counter in the record: a handler with AddSource would
-// name this file, and code.file.path is the place that matters.
+// write leaves the record's program counter out: a handler with AddSource would name
+// this file, and the place that matters is code.file.path.
 func (l *leakLog) write(level slog.Level, message, pool string, site Frame, attrs []slog.Attr) {
 	if !l.handler.Enabled(l.ctx, level) {
 		return
@@ -254,12 +252,12 @@ func (l *leakLog) write(level slog.Level, message, pool string, site Frame, attr
 		r.AddAttrs(slog.String("code.file.path", clean(site.File)), slog.Int("code.line.number", site.Line))
 	}
 	r.AddAttrs(attrs...)
-	_ = l.handler.Handle(l.ctx, r) // as slog.Logger does: there is nobody to tell
+	_ = l.handler.Handle(l.ctx, r) // ignored as slog.Logger does: there is nobody to tell
 }
 
 func connAttrs(level slog.Level, c ConnectionInfo) []slog.Attr {
 	attrs := []slog.Attr{slog.Duration("held", c.Held)}
-	if level == slog.LevelWarn { // what it does is not known of a connection that is back
+	if level == slog.LevelWarn { // of a connection that is back this is not known
 		attrs = append(attrs, slog.Duration("idle", c.Idle), slog.String("state", string(c.State)), slog.String("goroutine_state", string(c.Goroutine)))
 		if m := c.LikelyMissing(); m != "" {
 			attrs = append(attrs, slog.String("likely_missing", m))
@@ -276,12 +274,4 @@ func connAttrs(level slog.Level, c ConnectionInfo) []slog.Attr {
 		attrs = append(attrs, slog.String("trace_id", c.Span.String()), slog.String("span_id", c.Span.spanID()))
 	}
 	return attrs
-}
-
-// shorten cuts s after n characters.
-func shorten(s string, n int) string {
-	if utf8.RuneCountInString(s) <= n {
-		return s
-	}
-	return string([]rune(s)[:n]) + " …"
 }

@@ -56,10 +56,10 @@ func (k Kind) String() string {
 // time: the goroutine whose call database/sql has let through to the connection.
 // Reports read it from elsewhere. It shares nothing with other connections.
 type Record struct {
-	act   cell   // coarse time of the last use << flagBits | flags
-	flags uint64 // the writer's copy of the flags in act
-	clk   *clock.Clock
-	told  atomic.Bool // leak is set
+	act    cell   // coarse time of the last use << flagBits | flags
+	flags  uint64 // the writer's copy of the flags in act
+	clk    *clock.Clock
+	marked atomic.Bool // leak is set
 
 	ledger  *Ledger
 	ID      int64
@@ -114,7 +114,7 @@ func (r *Record) Take(ctx context.Context) {
 	r.Site, r.Start, r.Holder, r.Last, r.Span, r.Label = site, now, g, g, span, ""
 	if r.leak != nil {
 		r.leak = nil
-		r.told.Store(false)
+		r.marked.Store(false)
 	}
 	r.flags = Out
 	r.act.set(uint64(ms)<<flagBits | Out)
@@ -136,9 +136,9 @@ func (r *Record) Give() {
 	if r.Site != nil && Capture(r.ledger.capture.Load()) == CaptureFull {
 		r.holds.ended.set(uint64(max(1, r.clk.Now()-r.Start)))
 	}
-	// A report may set told at this very moment, and the store above is a plain one,
-	// so told can be missed here: Leak.Returned sees to that.
-	if r.done != nil || len(r.Query) > keptQuery || r.told.Load() {
+	// A report may set marked at this very moment, and the store above is a plain one,
+	// so marked can be missed here: Leak.Returned sees to that.
+	if r.done != nil || len(r.Query) > keptQuery || r.marked.Load() {
 		r.mu.Lock()
 		r.done = nil
 		if len(r.Query) > keptQuery {
@@ -147,7 +147,7 @@ func (r *Record) Give() {
 		if r.leak != nil {
 			r.leak.held.Store(int64(max(1, r.clk.Now()-r.Start)))
 			r.leak = nil
-			r.told.Store(false)
+			r.marked.Store(false)
 		}
 		r.mu.Unlock()
 	}
@@ -358,7 +358,7 @@ func (r *Record) Snapshot(until time.Duration) (s Snapshot, out, old bool) {
 
 // A Leak is a checkout that a report has listed as suspected.
 type Leak struct {
-	Told any // what that report said of it
+	Info any // what that report said of it
 
 	rec   *Record
 	seq   uint64
@@ -367,16 +367,16 @@ type Leak struct {
 }
 
 // Mark notes that the checkout of s is reported as suspected. It returns its Leak,
-// and whether it is a new one, with told; nil if the checkout is over.
-func (r *Record) Mark(s Snapshot, told any) (l *Leak, fresh bool) {
+// and whether it is a new one, with info; nil if the checkout is over.
+func (r *Record) Mark(s Snapshot, info any) (l *Leak, fresh bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.Seq != s.Seq || r.act.get()&Out == 0 {
 		return nil, false
 	}
 	if r.leak == nil {
-		r.leak = &Leak{Told: told, rec: r, seq: s.Seq, start: s.Start}
-		r.told.Store(true)
+		r.leak = &Leak{Info: info, rec: r, seq: s.Seq, start: s.Start}
+		r.marked.Store(true)
 		fresh = true
 	}
 	return r.leak, fresh
