@@ -71,7 +71,7 @@ func TestCase6Bouncer(t *testing.T) {
 	bouncers(t, func(t *testing.T, via bouncer) {
 		t.Parallel()
 		quorum := func(region string) *baldur.PGQuorum {
-			return newQuorum(t, openPool(t, via.dsn), region, baldur.WithLeaseTTL(shortTTL), baldur.WithLeaseName(t.Name()))
+			return newQuorum(t, openPool(t, via.dsn), region, baldur.WithLeaseTTL(3*shortTTL), baldur.WithLeaseName(t.Name()))
 		}
 		full := func() {
 			if _, err := openPool(t, server).Exec("NOTIFY junk, 'x'"); err == nil || !strings.Contains(err.Error(), "54000") {
@@ -95,10 +95,10 @@ func TestCase6Bouncer(t *testing.T) {
 				t.Fatal(err)
 			}
 			full()
-			refusesLease(t, quorum("b"))
-			for renewals := a.Stats().Renewals; a.Stats().Renewals < renewals+5 && held.Err() == nil; { // more than a TTL
+			for renewals := a.Stats().Renewals; a.Stats().Renewals < renewals+5 && held.Err() == nil && ctx.Err() == nil; { // more than a TTL
 				runtime.Gosched()
 			}
+			refusesLease(t, quorum("b"))
 			if s := a.Stats(); held.Err() != nil || s.Elections != turn+1 {
 				t.Errorf("%v: %+v", context.Cause(held), s)
 			}
