@@ -51,38 +51,46 @@ func TestCase7IndexConcurrently(t *testing.T) {
 					direct := must(url.Parse(pgtest.SocketDSN(t)))
 					direct.Path = "/" + must(pq.NewConfig(dsn)).Database
 					db, admin := adminOn(t, direct.String(), 0)
-					must(db.Exec("CREATE TABLE cic (a int)"))
-					var all sync.WaitGroup
-					err := admin.WithAdvisoryLock(ctx, 4712, baldur.LockOptions{}, func(ctx context.Context, s *baldur.Session, _ bool) error {
-						must(s.ExecContext(ctx, "SET deadlock_timeout = '10ms'"))
-						for range waiters {
-							pool, rival := adminOn(t, dsn, size) // a program
-							pool.SetMaxIdleConns(2)
-							all.Go(func() { fine(t, wait(rival)) })
-						}
-						tried(t, db)
-						for i := range 5 {
-							if _, err := s.ExecContext(ctx, "CREATE INDEX CONCURRENTLY cic_"+string(rune('a'+i))+" ON cic (a)"); err != nil {
-								return err
-							}
-							var n int
-							fine(t, s.QueryRowContext(ctx, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted").Scan(&n))
-							if n != 0 {
-								t.Errorf("%d wait at the server", n)
-							}
-						}
-						return nil
-					})
-					fine(t, err)
-					all.Wait()
-					var invalid int
-					fine(t, db.QueryRow("SELECT count(*) FROM pg_index WHERE NOT indisvalid").Scan(&invalid))
-					if invalid != 0 {
-						t.Errorf("%d indexes are invalid", invalid)
-					}
+					testIndexConcurrently(t, db, admin, waiters, func() func() error {
+						pool, rival := adminOn(t, dsn, size) // a program
+						pool.SetMaxIdleConns(2)
+						return func() error { return wait(rival) }
+					}, func() { tried(t, db) })
 				})
 			}
 		}
+	}
+}
+
+// testIndexConcurrently has admin make indexes under the lock 4712 when others wait for it.
+func testIndexConcurrently(t *testing.T, db *sql.DB, admin *baldur.PGAdmin, waiters int, rival func() (wait func() error), waiting func()) {
+	must(db.Exec("CREATE TABLE cic (a int)"))
+	var all sync.WaitGroup
+	err := admin.WithAdvisoryLock(ctx, 4712, baldur.LockOptions{}, func(ctx context.Context, s *baldur.Session, _ bool) error {
+		must(s.ExecContext(ctx, "SET deadlock_timeout = '10ms'"))
+		for range waiters {
+			wait := rival()
+			all.Go(func() { fine(t, wait()) })
+		}
+		waiting()
+		for i := range 5 {
+			if _, err := s.ExecContext(ctx, "CREATE INDEX CONCURRENTLY cic_"+string(rune('a'+i))+" ON cic (a)"); err != nil {
+				return err
+			}
+			var n int
+			fine(t, s.QueryRowContext(ctx, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted").Scan(&n))
+			if n != 0 {
+				t.Errorf("%d wait at the server", n)
+			}
+		}
+		return nil
+	})
+	fine(t, err)
+	all.Wait()
+	var invalid int
+	fine(t, db.QueryRow("SELECT count(*) FROM pg_index WHERE NOT indisvalid").Scan(&invalid))
+	if invalid != 0 {
+		t.Errorf("%d indexes are invalid", invalid)
 	}
 }
 
@@ -122,20 +130,7 @@ func TestCase13Bounds(t *testing.T) {
 			db, admin := adminOn(t, path.dsn(t), 1)
 			must(admin.PoolerMode(ctx))
 			conn := must(db.Conn(ctx)) // the pool's only one
-			for _, noWait := range []bool{false, true} {
-				o := baldur.LockOptions{NoWait: noWait, Timeout: 100 * time.Millisecond}
-				for what, call := range map[string]func() error{
-					"WithTxAdvisoryLock": func() error { return admin.WithTxAdvisoryLock(ctx, 1, o, nil) },
-					"WithAdvisoryLock":   func() error { return admin.WithAdvisoryLock(ctx, 1, o, nil) },
-				} {
-					begin := time.Now()
-					err := call()
-					var late *baldur.LockTimeoutError
-					if !errors.As(err, &late) || time.Since(begin) > 5*time.Second {
-						t.Errorf("%s, NoWait %v: %v after %v", what, noWait, err, time.Since(begin))
-					}
-				}
-			}
+			testBounds(t, admin)
 			conn.Close()
 		})
 	}
@@ -156,6 +151,29 @@ func TestCase13Bounds(t *testing.T) {
 	}
 }
 
+// testBounds: while no connection is to be had each way to take a lock ends by its Timeout.
+func testBounds(t *testing.T, admin *baldur.PGAdmin) {
+	t.Helper()
+	var all sync.WaitGroup
+	defer all.Wait()
+	for id, noWait := range map[int64]bool{1: false, 3: true} { // a lock each: who waits for a connection keeps others of the process out
+		o := baldur.LockOptions{NoWait: noWait, Timeout: 100 * time.Millisecond}
+		for what, call := range map[string]func() error{
+			"WithTxAdvisoryLock": func() error { return admin.WithTxAdvisoryLock(ctx, id, o, nil) },
+			"WithAdvisoryLock":   func() error { return admin.WithAdvisoryLock(ctx, id+1, o, nil) },
+		} {
+			all.Go(func() {
+				begin := time.Now()
+				err := call()
+				var late *baldur.LockTimeoutError
+				if !errors.As(err, &late) || time.Since(begin) > 5*time.Second {
+					t.Errorf("%s, NoWait %v: %v after %v", what, noWait, err, time.Since(begin))
+				}
+			})
+		}
+	}
+}
+
 // TestCase14Lost (lease.md, case 14): who holds a lock learns of its loss while it
 // works, by the socket or by asking.
 func TestCase14Lost(t *testing.T) {
@@ -171,57 +189,63 @@ func TestCase14Lost(t *testing.T) {
 				defer killer.Close()
 				db := open(dsn)
 				defer db.Close()
-				admin := baldur.NewPGAdmin(db)
-				wait := func(ctx context.Context, pid int) {
-					begin := time.Now()
-					must(killer.Exec("SELECT pg_terminate_backend($1)", pid))
-					var lost *baldur.LockLostError
-					select {
-					case <-ctx.Done():
-						if !errors.As(context.Cause(ctx), &lost) || !slices.Equal(lost.LockIDs, []int64{42}) {
-							t.Errorf("the cause is %v", context.Cause(ctx))
-						}
-						t.Logf("told after %v: %v", time.Since(begin).Round(time.Millisecond), context.Cause(ctx))
-					case <-time.After(20 * time.Second):
-						t.Error("not told")
-					}
-				}
-				err := admin.WithAdvisoryLock(ctx, 42, baldur.LockOptions{}, func(ctx context.Context, s *baldur.Session, _ bool) error {
-					rows := must(s.QueryContext(ctx, "SELECT 1")) // which a look must not disturb
-					rows.Next()
-					fine(t, rows.Close())
-					wait(ctx, s.BackendPID())
-					return ctx.Err()
-				})
-				if !errors.As(err, new(*baldur.LockLostError)) || !errors.Is(err, context.Canceled) {
-					t.Errorf("WithAdvisoryLock: %v", err)
-				}
-				ended, cancel := admin.LockContext(ctx, 42)
-				cancel()
-				if !errors.As(context.Cause(ended), new(*baldur.LockLostError)) {
-					t.Errorf("a lock that is not held: %v", context.Cause(ended))
-				}
-
-				must(admin.AcquireAdvisoryLock(ctx, 42, true))
-				held, cancel := admin.LockContext(ctx, 42)
-				defer cancel()
-				wait(held, must(admin.LockHolders(ctx, 42))[0].PID)
-				if ok, err := admin.ReleaseAdvisoryLock(ctx, 42); ok || !errors.As(err, new(*baldur.LockLostError)) {
-					t.Errorf("release: %v, %v", ok, err)
-				}
-
-				must(admin.AcquireAdvisoryLockShared(ctx, 42, true))
-				held, cancel = admin.LockContext(ctx, 42)
-				defer cancel()
-				must(admin.ReleaseAdvisoryLockShared(ctx, 42))
-				<-held.Done()
-				if err := context.Cause(held); err != context.Canceled {
-					t.Errorf("released: %v", err)
-				}
-				fine(t, admin.Close())
+				testLost(t, baldur.NewPGAdmin(db), killer)
 			})
 		}
 	}
+}
+
+// testLost: who holds a lock learns that killer has ended its session.
+func testLost(t *testing.T, admin *baldur.PGAdmin, killer *sql.DB) {
+	wait := func(ctx context.Context, pid int) {
+		begin := time.Now()
+		must(killer.Exec("SELECT pg_terminate_backend($1)", pid))
+		var lost *baldur.LockLostError
+		select {
+		case <-ctx.Done():
+			if !errors.As(context.Cause(ctx), &lost) || !slices.Equal(lost.LockIDs, []int64{42}) {
+				t.Errorf("the cause is %v", context.Cause(ctx))
+			}
+			t.Logf("told after %v: %v", time.Since(begin).Round(time.Millisecond), context.Cause(ctx))
+		case <-time.After(20 * time.Second):
+			t.Error("not told")
+		}
+	}
+	err := admin.WithAdvisoryLock(ctx, 42, baldur.LockOptions{}, func(ctx context.Context, s *baldur.Session, _ bool) error {
+		rows := must(s.QueryContext(ctx, "SELECT 1")) // which a look must not disturb
+		rows.Next()
+		fine(t, rows.Close())
+		wait(ctx, s.BackendPID())
+		return ctx.Err()
+	})
+	if !errors.As(err, new(*baldur.LockLostError)) || !errors.Is(err, context.Canceled) {
+		t.Errorf("WithAdvisoryLock: %v", err)
+	}
+	ended, cancel := admin.LockContext(ctx, 42)
+	cancel()
+	if !errors.As(context.Cause(ended), new(*baldur.LockLostError)) {
+		t.Errorf("a lock that is not held: %v", context.Cause(ended))
+	}
+
+	must(admin.AcquireAdvisoryLock(ctx, 42, true))
+	held, cancel := admin.LockContext(ctx, 42)
+	defer cancel()
+	var pid int
+	fine(t, killer.QueryRow("SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objid = 42 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())").Scan(&pid))
+	wait(held, pid)
+	if ok, err := admin.ReleaseAdvisoryLock(ctx, 42); ok || !errors.As(err, new(*baldur.LockLostError)) {
+		t.Errorf("release: %v, %v", ok, err)
+	}
+
+	must(admin.AcquireAdvisoryLockShared(ctx, 42, true))
+	held, cancel = admin.LockContext(ctx, 42)
+	defer cancel()
+	must(admin.ReleaseAdvisoryLockShared(ctx, 42))
+	<-held.Done()
+	if err := context.Cause(held); err != context.Canceled {
+		t.Errorf("released: %v", err)
+	}
+	fine(t, admin.Close())
 }
 
 // TestLookIsQualified: so is what is asked about a lock that is held.

@@ -22,74 +22,81 @@ import (
 	"github.com/baldur-go/baldur/internal/pgtest"
 )
 
+// closings are the ways in which a quorum ends.
+var closings = map[string]func(*baldur.PGQuorum, *sql.DB){
+	"quorum": func(q *baldur.PGQuorum, _ *sql.DB) { _ = q.Close() },
+	"pool":   func(_ *baldur.PGQuorum, db *sql.DB) { _ = db.Close() },
+}
+
 // TestCase10Closed: what waits for the lease, and what asks for it, ends when the quorum or its
 // pool is closed, and nothing comes back to life.
 func TestCase10Closed(t *testing.T) {
-	ctx := testCtx(t)
-	for name, end := range map[string]func(*baldur.PGQuorum, *sql.DB){
-		"quorum": func(q *baldur.PGQuorum, _ *sql.DB) { _ = q.Close() },
-		"pool":   func(_ *baldur.PGQuorum, db *sql.DB) { _ = db.Close() },
-	} {
+	for name, end := range closings {
 		t.Run(name, func(t *testing.T) {
 			dsn := pgtest.DSN(t)
-			others := openPool(t, dsn)
-			holder := newQuorum(t, others, "holder", baldur.WithLeaseTTL(shortTTL))
-			before := goleak.IgnoreCurrent()
-			mustAcquire(t, holder)
-			holder.StartAutoRenew()
-			db := openPool(t, dsn)
-			q := newQuorum(t, db, "a", baldur.WithLeaseTTL(shortTTL))
-			q.StartAutoRenew()
-			waits := map[string]func() error{
-				"AwaitPrimary": func() error { _, err := q.AwaitPrimary(context.Background()); return err },
-				"Run":          func() error { return q.Run(context.Background(), func(context.Context) error { return nil }) },
-			}
-			results := make(chan error, len(waits))
-			for _, wait := range waits {
-				go func() { results <- wait() }()
-			}
-			sees(t, q, "holder")
-			end(q, db)
-			for range waits {
-				select {
-				case err := <-results:
-					if !errors.Is(err, baldur.ErrQuorumClosed) {
-						t.Error(err)
-					}
-				case <-ctx.Done():
-					t.Fatal("it still waits")
-				}
-			}
-			if err := holder.Close(); err != nil {
-				t.Fatal(err)
-			}
-			q.StartAutoRenew()
-			for what, call := range map[string]func() error{
-				"TryAcquirePrimary": func() error { _, err := q.TryAcquirePrimary(ctx); return err },
-				"RenewLease":        func() error { _, err := q.RenewLease(ctx); return err },
-				"CurrentPrimary":    func() error { _, _, err := q.CurrentPrimary(ctx); return err },
-				"IsPrimaryVerified": func() error { _, err := q.IsPrimaryVerified(ctx); return err },
-				"AwaitPrimary":      waits["AwaitPrimary"],
-				"Run":               waits["Run"],
-			} {
-				if err := call(); !errors.Is(err, baldur.ErrQuorumClosed) {
-					t.Error(what, err)
-				}
-			}
-			if q.IsPrimary() {
-				t.Error("primary after its end")
-			}
-			for e, ok := q.Watch(ctx), true; ok; {
-				_, ok = <-e
-			}
-			if ctx.Err() != nil {
-				t.Error("Watch goes on")
-			}
-			_ = q.Close()
-			_ = db.Close()
-			goleak.VerifyNone(t, before)
+			testClosed(t, openPool(t, dsn), dsn, end, func(q *baldur.PGQuorum) { sees(t, q, "holder") })
 		})
 	}
+}
+
+// testClosed ends, once it waits, a quorum on a pool of dsn, while another has the lease.
+func testClosed(t *testing.T, others *sql.DB, dsn string, end func(*baldur.PGQuorum, *sql.DB), waits func(*baldur.PGQuorum)) {
+	ctx := testCtx(t)
+	holder := newQuorum(t, others, "holder", baldur.WithLeaseTTL(shortTTL))
+	before := goleak.IgnoreCurrent()
+	mustAcquire(t, holder)
+	holder.StartAutoRenew()
+	db := openPool(t, dsn)
+	q := newQuorum(t, db, "a", baldur.WithLeaseTTL(shortTTL))
+	q.StartAutoRenew()
+	calls := map[string]func() error{
+		"AwaitPrimary": func() error { _, err := q.AwaitPrimary(context.Background()); return err },
+		"Run":          func() error { return q.Run(context.Background(), func(context.Context) error { return nil }) },
+	}
+	results := make(chan error, len(calls))
+	for _, call := range calls {
+		go func() { results <- call() }()
+	}
+	waits(q)
+	end(q, db)
+	for range calls {
+		select {
+		case err := <-results:
+			if !errors.Is(err, baldur.ErrQuorumClosed) {
+				t.Error(err)
+			}
+		case <-ctx.Done():
+			t.Fatal("it still waits")
+		}
+	}
+	if err := holder.Close(); err != nil {
+		t.Fatal(err)
+	}
+	q.StartAutoRenew()
+	for what, call := range map[string]func() error{
+		"TryAcquirePrimary": func() error { _, err := q.TryAcquirePrimary(ctx); return err },
+		"RenewLease":        func() error { _, err := q.RenewLease(ctx); return err },
+		"CurrentPrimary":    func() error { _, _, err := q.CurrentPrimary(ctx); return err },
+		"IsPrimaryVerified": func() error { _, err := q.IsPrimaryVerified(ctx); return err },
+		"AwaitPrimary":      calls["AwaitPrimary"],
+		"Run":               calls["Run"],
+	} {
+		if err := call(); !errors.Is(err, baldur.ErrQuorumClosed) {
+			t.Error(what, err)
+		}
+	}
+	if q.IsPrimary() {
+		t.Error("primary after its end")
+	}
+	for e, ok := q.Watch(ctx), true; ok; {
+		_, ok = <-e
+	}
+	if ctx.Err() != nil {
+		t.Error("Watch goes on")
+	}
+	_ = q.Close()
+	_ = db.Close()
+	goleak.VerifyNone(t, before)
 }
 
 // TestCase9SmallPool: a lease leaves a pool of one connection to the program.
@@ -327,11 +334,16 @@ func TestInTxCut(t *testing.T) {
 
 // TestCase11Moved: a table that was moved is found again.
 func TestCase11Moved(t *testing.T) {
-	ctx := testCtx(t)
 	db := openPool(t, pgtest.DSN(t))
+	testMoved(t, db, db)
+}
+
+// testMoved moves, by adm, the table of a lease that is held by a quorum on db.
+func testMoved(t *testing.T, adm, db *sql.DB) {
+	ctx := testCtx(t)
 	q := newQuorum(t, db, "a", baldur.WithLeaseTTL(shortTTL))
 	takeOver(t, q)
-	mustExec(t, db, "CREATE SCHEMA ops", "ALTER TABLE public.baldur_lease SET SCHEMA ops")
+	mustExec(t, adm, "CREATE SCHEMA ops", "ALTER TABLE public.baldur_lease SET SCHEMA ops")
 	began, refused := time.Now(), q.Stats().Refused
 	for q.Stats().Refused == refused && ctx.Err() == nil {
 		_, _ = q.RenewLease(ctx)
@@ -350,7 +362,15 @@ func TestCase11Moved(t *testing.T) {
 
 // TestCase6NotifyQueue: a queue of notifications that others have filled costs no lease.
 func TestCase6NotifyQueue(t *testing.T) {
-	ctx := testCtx(t)
+	dsn := smallQueue(t)
+	quorum := func(region string) *baldur.PGQuorum {
+		return newQuorum(t, openPool(t, dsn), region, baldur.WithLeaseTTL(shortTTL))
+	}
+	testNotifyQueue(t, quorum, func() { fillQueue(t, openPool(t, dsn)) })
+}
+
+// smallQueue is the DSN of a server whose queue of notifications is soon full.
+func smallQueue(t *testing.T) string {
 	var version int
 	if err := openPool(t, pgtest.DSN(t)).QueryRow("SELECT current_setting('server_version_num')::int").Scan(&version); err != nil {
 		t.Fatal(err)
@@ -358,19 +378,17 @@ func TestCase6NotifyQueue(t *testing.T) {
 	if version < 170000 {
 		t.Skip("the queue has 8 GB before PostgreSQL 17, which has max_notify_queue_pages")
 	}
-	dsn := pgtest.Server(t, "max_notify_queue_pages=64").DSN("postgres")
-	db := openPool(t, dsn)
-	a, b := newQuorum(t, openPool(t, dsn), "a", baldur.WithLeaseTTL(shortTTL)), newQuorum(t, openPool(t, dsn), "b", baldur.WithLeaseTTL(shortTTL))
-	a.StartAutoRenew()
-	if _, err := a.AwaitPrimary(ctx); err != nil {
-		t.Fatal(err)
-	}
-	sees(t, b, "a")
+	return pgtest.Server(t, "max_notify_queue_pages=64").DSN("postgres")
+}
+
+// fillQueue fills it, for as long as the test lasts.
+func fillQueue(t *testing.T, db *sql.DB) {
+	ctx := testCtx(t)
 	slow, err := db.Conn(ctx) // who listens, and reads nothing
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = slow.Close() }()
+	t.Cleanup(func() { _ = slow.Close() })
 	for _, s := range []string{"LISTEN other_app", "BEGIN", "SELECT 1"} {
 		if _, err := slow.ExecContext(ctx, s); err != nil {
 			t.Fatal(err)
@@ -382,8 +400,20 @@ func TestCase6NotifyQueue(t *testing.T) {
 	if !strings.Contains(err.Error(), "54000") {
 		t.Fatal(err)
 	}
+}
+
+// testNotifyQueue hands a lease over, again and again, when the queue has been filled.
+func testNotifyQueue(t *testing.T, quorum func(region string) *baldur.PGQuorum, fill func()) {
+	ctx := testCtx(t)
+	a, b := quorum("a"), quorum("b")
+	a.StartAutoRenew()
+	if _, err := a.AwaitPrimary(ctx); err != nil {
+		t.Fatal(err)
+	}
+	sees(t, b, "a")
+	fill()
 	b.StartAutoRenew()
-	fresh := newQuorum(t, openPool(t, dsn), "fresh", baldur.WithLeaseTTL(shortTTL))
+	fresh := quorum("fresh")
 	for range 3 {
 		if err := a.ReleaseLease(ctx); err != nil {
 			t.Fatal(err)

@@ -469,6 +469,52 @@ func TestQuorumRun(t *testing.T) {
 	})
 }
 
+// TestCase15Bouncer (lease.md, case 15): what cron starts on a second node, through PgBouncer,
+// when the job of the first one is done. In session mode each node needs a connection to the
+// server, and one more for a look: where there is none the job is not run, and the error tells so.
+func TestCase15Bouncer(t *testing.T) {
+	t.Setenv(pgtest.EnvDSN, pgtest.Server(t).DSN("postgres"))
+	flags := []string{"--wait", "0", "--hold-at-least", "3s"}
+	for _, mode := range []string{"session", "transaction"} {
+		for _, size := range []int{1, 2, 10} {
+			t.Run(fmt.Sprint(mode, size), func(t *testing.T) {
+				t.Parallel()
+				dsn := pgtest.Bouncer(t, mode, fmt.Sprint("default_pool_size=", size))
+				w := newWorkers(t)
+				refused := func(p *program, why string) {
+					t.Helper()
+					p.ends(1)
+					if said := p.errors(); !strings.Contains(said, `quorum run: lease "the lease" is not to be had now: `) || !strings.Contains(said, why) {
+						t.Errorf("said %q, want %q in it", said, why)
+					}
+				}
+				few := mode == "session" && size <= 2
+				began := time.Now()
+				first := w.runCommand(dsn, "first", nil, flags, "sh", "-c", "exit 9")
+				if few && size == 1 {
+					refused(first, "the pooler has no second connection to the server")
+					return
+				}
+				first.until(saidKept)
+				second := w.run(dsn, "second", nil, flags...)
+				if few {
+					refused(second, "the pooler has no second connection to the server")
+				} else {
+					refused(second, `: region "first" has it`)
+				}
+				first.ends(9)
+				if d := time.Since(began); d < 3*time.Second {
+					t.Errorf("held for %v", d)
+				}
+				w.runCommand(dsn, "second", nil, []string{"--wait", "0"}, "true").ends(0) // it was released
+				if notes := w.notes(); notes != nil {
+					t.Error("the job has run on the second node too")
+				}
+			})
+		}
+	}
+}
+
 // passwordOf returns the password in a DSN that is a URL.
 func passwordOf(t *testing.T, dsn string) string {
 	t.Helper()
