@@ -342,11 +342,11 @@ func (w *lockWait) result(err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case w.caller.Err() != nil:
+	case over(w.caller) != nil:
 		return ended(w.caller, err)
 	case w.p.life.Err() != nil:
 		return ErrPGAdminClosed
-	case w.limited.Err() != nil:
+	case over(w.limited) != nil:
 		return newLockTimeout(w.id, w.begin, "55P03", "")
 	}
 	return err

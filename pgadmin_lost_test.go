@@ -3,8 +3,11 @@ package baldur_test
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
+	"net"
 	"net/url"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -267,4 +270,32 @@ func TestLookIsQualified(t *testing.T) {
 	}
 	fine(t, held.Err())
 	must(admin.ReleaseAdvisoryLock(ctx, -42))
+}
+
+// lateDialer dials until the deadline of its ctx, and tells so by the network's error, as net.Dialer
+// does, perhaps before the ctx's timer has fired.
+type lateDialer struct{}
+
+func (lateDialer) Driver() driver.Driver { return nil }
+func (lateDialer) Connect(ctx context.Context) (driver.Conn, error) {
+	end, _ := ctx.Deadline()
+	for time.Now().Before(end) {
+	}
+	return nil, &net.OpError{Op: "dial", Net: "tcp", Err: os.ErrDeadlineExceeded}
+}
+
+// TestTimeoutWhileDialling: a Timeout that the network has noticed first is a LockTimeoutError too.
+func TestTimeoutWhileDialling(t *testing.T) {
+	admin := baldur.NewPGAdmin(sql.OpenDB(lateDialer{}))
+	for range 200 {
+		err := admin.WithTxAdvisoryLock(ctx, 1, baldur.LockOptions{Timeout: time.Millisecond}, nil)
+		if !errors.As(err, new(*baldur.LockTimeoutError)) {
+			t.Fatal(err)
+		}
+		short, cancel := context.WithTimeout(ctx, time.Millisecond)
+		if err := admin.WithTxAdvisoryLock(short, 1, baldur.LockOptions{}, nil); !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatal(err)
+		}
+		cancel()
+	}
 }

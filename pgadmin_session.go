@@ -156,10 +156,22 @@ func (s *Session) row(caller context.Context, how pgsession.Tidy, query string, 
 	return ended(caller, s.rowUnended(ctx, how, query, dest...))
 }
 
+// over returns ctx's error. The network may notice a deadline before ctx's timer has
+// fired, and its error says nothing of a ctx.
+func over(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if end, ok := ctx.Deadline(); ok && !time.Now().Before(end) {
+		return context.DeadlineExceeded
+	}
+	return nil
+}
+
 // ended adds ctx's error where the driver's does not tell that it was ctx: pq
 // gives the server's, of the query that it has cancelled.
 func ended(ctx context.Context, err error) error {
-	if e := ctx.Err(); e != nil && err != nil && !errors.Is(err, e) {
+	if e := over(ctx); e != nil && err != nil && !errors.Is(err, e) {
 		return fmt.Errorf("baldur: %w: %w", e, err)
 	}
 	return err

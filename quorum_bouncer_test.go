@@ -278,3 +278,36 @@ func TestSealEpochLong(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestNotifyKeepsConnection: a notification that fails does not cost the lease its connection, for
+// which others wait.
+func TestNotifyKeepsConnection(t *testing.T) {
+	server := smallQueue(t)
+	fillQueue(t, openPool(t, server))
+	dsn, _ := pgtest.BouncerTo(t, server, "session", "default_pool_size=2")
+	ctx := testCtx(t)
+	if err := baldur.MigrateQuorum(ctx, openPool(t, server)); err != nil {
+		t.Fatal(err)
+	}
+	q := newQuorum(t, openPool(t, dsn), "a", baldur.WithLeaseTTL(shortTTL))
+	if _, _, err := q.CurrentPrimary(ctx); err != nil { // it is connected
+		t.Fatal(err)
+	}
+	for range 3 { // the second and the third wait
+		program := openPool(t, dsn)
+		wait, cancel := context.WithCancel(ctx)
+		ended := make(chan struct{})
+		go func() { _ = program.PingContext(wait); close(ended) }()
+		t.Cleanup(func() { cancel(); <-ended })
+		soon(t, "it asks", 5*time.Second, func() bool { return program.Stats().OpenConnections == 1 })
+	}
+	q.StartAutoRenew()
+	held, err := q.AwaitPrimary(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	soon(t, "renewals", 10*time.Second, func() bool { return q.Stats().Renewals >= 5 || held.Err() != nil })
+	if held.Err() != nil {
+		t.Errorf("%v: %s", context.Cause(held), q.Stats().LastError)
+	}
+}

@@ -90,6 +90,7 @@ type Witness struct {
 
 	barredSince   time.Time   // the courtesy lock could not be had since then; zero: it could
 	lockIgnored   bool        // it was logged who has it, and acquisitions do without
+	optional      bool        // the request is not essential: see failed
 	noListenUntil time.Time   // LISTEN is not tried before
 	noNotifyUntil time.Time   // NOTIFY is not tried before
 	bellAt        time.Time   // when a bell was answered last
@@ -410,6 +411,8 @@ func (w *Witness) Announce(ctx context.Context) {
 func (w *Witness) aside(ctx context.Context, command string) bool {
 	ctx, cancel := context.WithTimeout(ctx, w.cfg.Attempt/2)
 	defer cancel()
+	w.optional = true
+	defer func() { w.optional = false }()
 	err := w.within(ctx, w.cfg.Attempt/4, readWrite, command, nil)
 	if err != nil && ctx.Err() == nil {
 		w.cfg.Log.Warn("baldur: no notifications of the lease's changes for now", "lease", w.cfg.Name, "error", err)
@@ -652,7 +655,8 @@ func (w *Witness) run(ctx context.Context, f func(context.Context) error) error 
 
 // failed classifies the result of a round trip, and closes the connection after an error: often
 // the remedy is a new one, since the server has become read-only, the table has moved, or a
-// right was granted. Only if somebody holds a lock is it kept.
+// right was granted. It is kept if somebody holds a lock, and if what was refused is not
+// essential and has left nothing behind: whoever waits for a connection would take its place.
 func (w *Witness) failed(err error) error {
 	if err == nil && w.warned.Load() {
 		err = errors.New("baldur: the server committed with a warning: it may not be on the synchronous standby")
@@ -660,10 +664,11 @@ func (w *Witness) failed(err error) error {
 	if err == nil {
 		return nil
 	}
-	if code, _ := pqconn.SQLState(err); code == "55P03" {
-		return w.classify(err)
-	}
+	code, _ := pqconn.SQLState(err)
 	err = w.classify(err)
+	if code == "55P03" || w.optional && lease.IsRefusal(err) && pqconn.TxStatus(w.inner) == 'I' {
+		return err
+	}
 	w.Close()
 	return err
 }
