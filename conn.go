@@ -5,7 +5,6 @@ import (
 	"database/sql"
 	"database/sql/driver"
 	"errors"
-	"fmt"
 	"reflect"
 	"slices"
 	"time"
@@ -143,52 +142,15 @@ func recordOf(c driver.Conn) *checkout.Record {
 	return nil
 }
 
-// DirtyReturn is a connection that came back to the pool with state that its next
-// holder will meet.
-type DirtyReturn struct {
-	Connection      ConnectionInfo `json:"connection"` // as it was at the return; its CallSite is the line that took it
-	ReturnedAt      time.Time      `json:"returned_at"`
-	OpenTransaction bool           `json:"open_transaction"`         // begun by the text of a query, and neither committed nor rolled back
-	Failed          bool           `json:"failed"`                   // that transaction has failed: every query will
-	AdvisoryLocks   []string       `json:"advisory_locks,omitempty"` // session locks, by id; a key of two int4 as "1,2"
-}
-
-// String says it in a line.
-func (d DirtyReturn) String() string {
-	what := "with advisory locks"
-	switch {
-	case d.Failed:
-		what = "in a failed transaction"
-	case d.OpenTransaction:
-		what = "in an open transaction"
-	case len(d.AdvisoryLocks) == 1:
-		what = "with advisory lock " + d.AdvisoryLocks[0]
-	default:
-		for i, id := range d.AdvisoryLocks {
-			what += map[bool]string{true: ", ", false: " "}[i > 0] + id
-		}
-	}
-	return fmt.Sprintf("connection %d came back %s; taken by %v", d.Connection.ConnectionID, what, d.Connection.CallSite())
-}
-
 const (
 	auditTimeout = time.Second
 	auditKept    = 100
-	reportDirty  = 5 // in a report
 
 	auditQuery = "SELECT CASE WHEN objsubid OPERATOR(pg_catalog.=) 1::pg_catalog.int2" +
 		" THEN ((classid::pg_catalog.int8 OPERATOR(pg_catalog.<<) 32) OPERATOR(pg_catalog.|) objid::pg_catalog.int8)::pg_catalog.text" +
 		" ELSE classid::pg_catalog.text OPERATOR(pg_catalog.||) ','::pg_catalog.text OPERATOR(pg_catalog.||) objid::pg_catalog.text END" +
 		" FROM pg_catalog.pg_locks WHERE locktype OPERATOR(pg_catalog.=) 'advisory' AND granted AND pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid() ORDER BY 1"
 )
-
-// DirtyReturns returns what [WithReturnAudit] has found, the latest last, at most 100
-// of them. total is how many there were.
-func (t *Tracker) DirtyReturns() (latest []DirtyReturn, total int) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return slices.Clone(t.dirty), t.dirtyTotal
-}
 
 // audit checks one in every returnAudit connections that are being returned.
 func (t *Tracker) audit(rec *checkout.Record, query func(context.Context, string, []driver.NamedValue) (driver.Rows, error)) {

@@ -61,7 +61,7 @@ func openConnector(dsn string, opts []Option) (*connector, error) {
 	}
 	hooked := cfg.hook(inner, target)
 	connect := func(ctx context.Context) (driver.Conn, *pqconn.Socket, error) { return pqconn.Connect(ctx, hooked) }
-	return &connector{inner: hide(inner), connect: connect, driver: pqDriver{}, t: newTracker(cfg)}, nil
+	return newConnector(cfg, inner, connect, pqDriver{}), nil
 }
 
 // Open opens a tracked pool on lib/pq, as sql.Open("baldur-pq", dsn) does, with
@@ -111,14 +111,10 @@ func Wrap(inner driver.Connector, opts ...Option) driver.Connector {
 		cfg.poolName = "pool"
 	}
 	hooked := cfg.hook(inner, Target{})
-	return &connector{
-		inner: hide(inner),
-		connect: func(ctx context.Context) (driver.Conn, *pqconn.Socket, error) {
-			ci, err := hooked.Connect(ctx)
-			return ci, nil, err
-		},
-		t: newTracker(cfg),
-	}
+	return newConnector(cfg, inner, func(ctx context.Context) (driver.Conn, *pqconn.Socket, error) {
+		ci, err := hooked.Connect(ctx)
+		return ci, nil, err
+	}, nil)
 }
 
 // TrackerOf returns the tracker of a pool, also of one from plain
@@ -143,6 +139,7 @@ type connector struct {
 	connect func(context.Context) (driver.Conn, *pqconn.Socket, error) // the socket only where it is ours
 	driver  driver.Driver                                              // nil: inner's
 	t       *Tracker
+	wrap    wrap.Config // of the connections
 }
 
 var _ io.Closer = (*connector)(nil)
@@ -163,11 +160,16 @@ func (c *connector) Connect(ctx context.Context) (driver.Conn, error) {
 	if wrap.CalledByPool() {
 		r.Take(ctx)
 	}
-	return wrap.New(&c.t.wrapped, r, ci), nil
+	return wrap.New(&c.wrap, r, ci), nil
 }
 
-func hide(c driver.Connector) func() driver.Connector {
-	return func() driver.Connector { return c }
+func newConnector(cfg *config, inner driver.Connector, connect func(context.Context) (driver.Conn, *pqconn.Socket, error), drv driver.Driver) *connector {
+	c := &connector{inner: func() driver.Connector { return inner }, connect: connect, driver: drv, t: newTracker(cfg)}
+	c.wrap.Poisoned = pqconn.Poisoned
+	if cfg.returnAudit > 0 {
+		c.wrap.Audit = c.t.audit
+	}
+	return c
 }
 
 // Format keeps the driver's connector, and the password in it, out of what fmt prints.

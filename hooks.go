@@ -5,7 +5,6 @@ import (
 	"database/sql/driver"
 	"time"
 
-	"github.com/baldur-go/baldur/internal/checkout"
 	"github.com/baldur-go/baldur/internal/stack"
 )
 
@@ -47,19 +46,19 @@ type Return struct {
 	Held         time.Duration // exact
 	Span         SpanContext   // of the taking
 
-	t    *Tracker
-	site *stack.Site
+	sites *siteCache
+	site  *stack.Site
 }
 
 // CallSite is the line that took the connection: see [ConnectionInfo.CallSite].
 func (r Return) CallSite() Frame {
-	info := r.t.sites.of(r.site)
+	info := r.sites.of(r.site)
 	return ConnectionInfo{StackTrace: info.frames, site: info.at}.CallSite()
 }
 
 // StackTrace is the call stack of the taking, from the application's own frame on; nil
 // under [CaptureOff]. It must not be changed.
-func (r Return) StackTrace() []Frame { return r.t.sites.of(r.site).frames }
+func (r Return) StackTrace() []Frame { return r.sites.of(r.site).frames }
 
 // A Target is what is known of a pool when it is made: what its DSN says. It is empty
 // where baldur has not parsed a DSN.
@@ -89,48 +88,6 @@ func (c *config) hook(inner driver.Connector, target Target) driver.Connector {
 		}
 	}
 	return inner
-}
-
-// announce calls Opened or Closed, if it is time.
-func (t *Tracker) announce() {
-	if t.hooks == nil {
-		return
-	}
-	t.announcing.Lock()
-	defer t.announcing.Unlock()
-	t.mu.Lock()
-	inUse := t.ledger.Len() > 0 || !t.isClosedLocked()
-	t.mu.Unlock()
-	if inUse == t.announced {
-		return
-	}
-	t.announced = inUse
-	for _, h := range t.hooks {
-		switch {
-		case inUse && h.Opened != nil:
-			guarded(func() { h.Opened(t) })
-		case !inUse && h.Closed != nil:
-			guarded(h.Closed)
-		}
-	}
-}
-
-func (t *Tracker) connected(ctx context.Context, took time.Duration) {
-	for _, h := range t.hooks {
-		if h.Connected != nil {
-			guarded(func() { h.Connected(ctx, took) })
-		}
-	}
-}
-
-// returned tells the hooks that a checkout has ended.
-func (t *Tracker) returned(r checkout.Return) {
-	ret := Return{ConnectionID: r.ID, AcquiredAt: r.Start, Held: r.Held, Span: SpanContext(r.Span), t: t, site: r.Site}
-	for _, h := range t.hooks {
-		if h.Returned != nil {
-			guarded(func() { h.Returned(ret) })
-		}
-	}
 }
 
 func guarded(f func()) {

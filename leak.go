@@ -247,6 +247,34 @@ type OpenStatements struct {
 	Open         int   `json:"open"`
 }
 
+// DirtyReturn is a connection that came back to the pool with state that its next
+// holder will meet.
+type DirtyReturn struct {
+	Connection      ConnectionInfo `json:"connection"` // as it was at the return; its CallSite is the line that took it
+	ReturnedAt      time.Time      `json:"returned_at"`
+	OpenTransaction bool           `json:"open_transaction"`         // begun by the text of a query, and neither committed nor rolled back
+	Failed          bool           `json:"failed"`                   // that transaction has failed: every query will
+	AdvisoryLocks   []string       `json:"advisory_locks,omitempty"` // session locks, by id; a key of two int4 as "1,2"
+}
+
+// String says it in a line.
+func (d DirtyReturn) String() string {
+	what := "with advisory locks"
+	switch {
+	case d.Failed:
+		what = "in a failed transaction"
+	case d.OpenTransaction:
+		what = "in an open transaction"
+	case len(d.AdvisoryLocks) == 1:
+		what = "with advisory lock " + d.AdvisoryLocks[0]
+	default:
+		for i, id := range d.AdvisoryLocks {
+			what += map[bool]string{true: ", ", false: " "}[i > 0] + id
+		}
+	}
+	return fmt.Sprintf("connection %d came back %s; taken by %v", d.Connection.ConnectionID, what, d.Connection.CallSite())
+}
+
 // LeakCount is the number of suspected leaks.
 func (r LeakReport) LeakCount() int { return len(r.SuspectedLeaks) }
 

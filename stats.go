@@ -46,18 +46,18 @@ func (s PoolStats) IsExhausted() bool {
 
 func (s PoolStats) known() bool { return s.MaxConnections >= 0 }
 
-// health judges a pool by its figures and its number of suspected leaks.
-func (s PoolStats) health(c *config, suspected int) PoolHealthStatus {
+// health judges a pool by its figures, the thresholds and its number of suspected leaks.
+func (s PoolStats) health(warning, critical float64, suspected int) PoolHealthStatus {
 	switch usage := s.UsagePercent(); {
 	case s.IsExhausted():
 		return HealthExhausted
-	case usage >= c.critical:
+	case usage >= critical:
 		return HealthCritical
 	case suspected > 0:
 		return HealthLeakSuspected
 	case !s.known():
 		return HealthUnknown
-	case usage >= c.warning:
+	case usage >= warning:
 		return HealthWarning
 	}
 	return HealthHealthy
@@ -97,20 +97,4 @@ func (p NoOpPoolStatsProvider) Stats() PoolStats {
 	return PoolStats{PoolName: name, CheckedAt: time.Now()}
 }
 
-// ConnectionPoolMonitor watches a pool, as *Tracker does.
-type ConnectionPoolMonitor interface {
-	// CheckHealth judges the pool.
-	CheckHealth() PoolHealthStatus
-	// DetectLeaks lists the holders that are suspected of a leak.
-	DetectLeaks() LeakReport
-	// OnConnectionReleased has f called with each connection that comes back
-	// after it was reported as a suspected leak.
-	OnConnectionReleased(f func(ConnectionInfo))
-}
-
-var (
-	_ ConnectionPoolMonitor = (*Tracker)(nil)
-	_ PoolInfoProvider      = (*Tracker)(nil)
-	_ PoolStatsProvider     = (*Tracker)(nil)
-	_ PoolStatsProvider     = NoOpPoolStatsProvider{}
-)
+var _ PoolStatsProvider = NoOpPoolStatsProvider{}

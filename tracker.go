@@ -20,7 +20,6 @@ import (
 	"github.com/baldur-go/baldur/internal/sqlpool"
 	"github.com/baldur-go/baldur/internal/sqltext"
 	"github.com/baldur-go/baldur/internal/text"
-	"github.com/baldur-go/baldur/internal/wrap"
 )
 
 // Tracker knows who holds each connection of a pool. Get it by [TrackerOf]. Its
@@ -36,7 +35,6 @@ type Tracker struct {
 	returns atomic.Int64 // counted by the return audit, where there is one
 	leaked  atomic.Int64 // checkouts that were reported as suspected
 	hooks   []Hooks
-	wrapped wrap.Config // of the connections
 
 	announcing sync.Mutex // guards the field below, and orders the calls of Opened and Closed
 	announced  bool       // Opened was called, and Closed not since
@@ -51,6 +49,23 @@ type Tracker struct {
 
 	dirty      []DirtyReturn // the last ones
 	dirtyTotal int
+}
+
+var (
+	_ ConnectionPoolMonitor = (*Tracker)(nil)
+	_ PoolInfoProvider      = (*Tracker)(nil)
+	_ PoolStatsProvider     = (*Tracker)(nil)
+)
+
+// ConnectionPoolMonitor watches a pool, as *Tracker does.
+type ConnectionPoolMonitor interface {
+	// CheckHealth judges the pool.
+	CheckHealth() PoolHealthStatus
+	// DetectLeaks lists the holders that are suspected of a leak.
+	DetectLeaks() LeakReport
+	// OnConnectionReleased has f called with each connection that comes back
+	// after it was reported as a suspected leak.
+	OnConnectionReleased(f func(ConnectionInfo))
 }
 
 func newTracker(cfg *config) *Tracker {
@@ -68,10 +83,6 @@ func newTracker(cfg *config) *Tracker {
 	}
 	t.ledger = checkout.NewLedger(t.clk, c)
 	t.SetCapture(cfg.capture)
-	t.wrapped.Poisoned = pqconn.Poisoned
-	if cfg.returnAudit > 0 {
-		t.wrapped.Audit = t.audit
-	}
 	return t
 }
 
@@ -210,6 +221,48 @@ func (t *Tracker) remove(r *checkout.Record) {
 	}
 }
 
+// announce calls Opened or Closed, if it is time.
+func (t *Tracker) announce() {
+	if t.hooks == nil {
+		return
+	}
+	t.announcing.Lock()
+	defer t.announcing.Unlock()
+	t.mu.Lock()
+	inUse := t.ledger.Len() > 0 || !t.isClosedLocked()
+	t.mu.Unlock()
+	if inUse == t.announced {
+		return
+	}
+	t.announced = inUse
+	for _, h := range t.hooks {
+		switch {
+		case inUse && h.Opened != nil:
+			guarded(func() { h.Opened(t) })
+		case !inUse && h.Closed != nil:
+			guarded(h.Closed)
+		}
+	}
+}
+
+func (t *Tracker) connected(ctx context.Context, took time.Duration) {
+	for _, h := range t.hooks {
+		if h.Connected != nil {
+			guarded(func() { h.Connected(ctx, took) })
+		}
+	}
+}
+
+// returned tells the hooks that a checkout has ended.
+func (t *Tracker) returned(r checkout.Return) {
+	ret := Return{ConnectionID: r.ID, AcquiredAt: r.Start, Held: r.Held, Span: SpanContext(r.Span), sites: t.sites, site: r.Site}
+	for _, h := range t.hooks {
+		if h.Returned != nil {
+			guarded(func() { h.Returned(ret) })
+		}
+	}
+}
+
 // PoolName returns the pool's name. See [WithPoolName].
 func (t *Tracker) PoolName() string { return *t.name.Load() }
 
@@ -280,8 +333,10 @@ func (t *Tracker) info(s checkout.Snapshot, now time.Duration) ConnectionInfo {
 	return c
 }
 
-// maxQuery is how many bytes of a query a report has.
-const maxQuery = 2 << 10
+const (
+	maxQuery    = 2 << 10 // bytes of a query that a report has
+	reportDirty = 5       // dirty returns that a report has
+)
 
 // snapshots returns the checkouts that began at until or before, the longest held
 // first, and the number of all checkouts.
@@ -387,7 +442,7 @@ func (t *Tracker) report() (LeakReport, []*checkout.Leak) {
 			leaks = append(leaks, l)
 		}
 	}
-	report.Health = stats.health(t.cfg, len(report.SuspectedLeaks))
+	report.Health = stats.health(t.cfg.warning, t.cfg.critical, len(report.SuspectedLeaks))
 	if t.isClosed() {
 		report.Health = HealthClosed
 	}
@@ -418,6 +473,66 @@ func (t *Tracker) openStatements() (all []OpenStatements) {
 // Both times are the kernel's. The CPU's counter can only make a checkout seem later.
 func (t *Tracker) suspected(s checkout.Snapshot, now time.Duration) bool {
 	return s.Label == "" && s.Flags&(checkout.InCall|checkout.Unwrapped) == 0 && now-s.Used >= t.cfg.leakThreshold+t.clk.Tick()
+}
+
+// OnConnectionReleased has f called with each connection that comes back after a
+// report has listed it as suspected; Held is how long it was out. The next Report,
+// Watch or CheckHealth calls f, on its goroutine: the return itself happens under
+// database/sql's locks, where no foreign code may run.
+func (t *Tracker) OnConnectionReleased(f func(ConnectionInfo)) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.onRelease = append(t.onRelease, f)
+}
+
+// settle calls OnConnectionReleased's functions for the reported leaks that are back,
+// and keeps the others and the fresh ones.
+func (t *Tracker) settle(fresh []*checkout.Leak) {
+	var back []ConnectionInfo
+	t.mu.Lock()
+	known := map[*checkout.Leak]bool{}
+	waiting := t.leaks[:0]
+	for _, l := range t.leaks {
+		if info, ok := returned(l); ok {
+			back = append(back, info)
+		} else {
+			known[l] = true
+			waiting = append(waiting, l)
+		}
+	}
+	for _, l := range fresh {
+		if !known[l] {
+			waiting = append(waiting, l)
+		}
+	}
+	clear(t.leaks[min(len(waiting), len(t.leaks)):])
+	t.leaks = waiting
+	call := slices.Clone(t.onRelease)
+	t.mu.Unlock()
+	for _, info := range back {
+		for _, f := range call {
+			guarded(func() { f(info) })
+		}
+	}
+}
+
+// returned returns what was first reported of a leak, and whether the connection is
+// back; Held is then how long it was out.
+func returned(l *checkout.Leak) (ConnectionInfo, bool) {
+	info := l.Info.(ConnectionInfo)
+	held, ok := l.Returned()
+	if ok {
+		info.Held = held
+	}
+	return info, ok
+}
+
+// DirtyReturns returns what [WithReturnAudit] has found, the latest last, at most 100
+// of them. total is how many there were.
+func (t *Tracker) DirtyReturns() (latest []DirtyReturn, total int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return slices.Clone(t.dirty), t.dirtyTotal
 }
 
 // Stats returns the pool's figures now. They are −1 where the pool is not known

@@ -75,58 +75,6 @@ func (t *Tracker) news(reported map[*checkout.Leak]bool) (LeakReport, bool) {
 	return report, len(fresh) > 0 || len(report.Returned) > 0
 }
 
-// OnConnectionReleased has f called with each connection that comes back after a
-// report has listed it as suspected; Held is how long it was out. The next Report,
-// Watch or CheckHealth calls f, on its goroutine: the return itself happens under
-// database/sql's locks, where no foreign code may run.
-func (t *Tracker) OnConnectionReleased(f func(ConnectionInfo)) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.onRelease = append(t.onRelease, f)
-}
-
-// settle calls OnConnectionReleased's functions for the reported leaks that are back,
-// and keeps the others and the fresh ones.
-func (t *Tracker) settle(fresh []*checkout.Leak) {
-	var back []ConnectionInfo
-	t.mu.Lock()
-	known := map[*checkout.Leak]bool{}
-	waiting := t.leaks[:0]
-	for _, l := range t.leaks {
-		if info, ok := returned(l); ok {
-			back = append(back, info)
-		} else {
-			known[l] = true
-			waiting = append(waiting, l)
-		}
-	}
-	for _, l := range fresh {
-		if !known[l] {
-			waiting = append(waiting, l)
-		}
-	}
-	clear(t.leaks[min(len(waiting), len(t.leaks)):])
-	t.leaks = waiting
-	call := slices.Clone(t.onRelease)
-	t.mu.Unlock()
-	for _, info := range back {
-		for _, f := range call {
-			guarded(func() { f(info) })
-		}
-	}
-}
-
-// returned returns what was first reported of a leak, and whether the connection is
-// back; Held is then how long it was out.
-func returned(l *checkout.Leak) (ConnectionInfo, bool) {
-	info := l.Info.(ConnectionInfo)
-	held, ok := l.Returned()
-	if ok {
-		info.Held = held
-	}
-	return info, ok
-}
-
 // How much Log writes.
 const (
 	logBurst  = 3           // records of a kind for each call site in a window
