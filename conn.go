@@ -11,6 +11,7 @@ import (
 
 	"github.com/baldur-go/baldur/internal/checkout"
 	"github.com/baldur-go/baldur/internal/hook"
+	"github.com/baldur-go/baldur/internal/pgsession"
 	"github.com/baldur-go/baldur/internal/pqconn"
 	"github.com/baldur-go/baldur/internal/text"
 	"github.com/baldur-go/baldur/internal/wrap"
@@ -29,19 +30,7 @@ import (
 //
 // Use of the result is not seen. So until the next call on the connection the holder
 // counts as busy, and a report says "unwrapped since 2s: use not seen". [Raw] is seen.
-func Unwrap(c driver.Conn) driver.Conn {
-	for {
-		w, ok := c.(interface{ Raw() driver.Conn })
-		if !ok {
-			return c
-		}
-		inner := w.Raw()
-		if inner == nil {
-			return c
-		}
-		c = inner
-	}
-}
+func Unwrap(c driver.Conn) driver.Conn { return pgsession.Unwrap(c) }
 
 // Raw is conn.Raw with the driver's own connection, and counts as a call while f runs.
 // It is for what bypasses database/sql, such as pgx's CopyFrom, SendBatch and

@@ -40,9 +40,11 @@ func LockID(name string) int64 {
 // LockOptions say how a lock is taken. The zero value: alone, and wait for it for
 // as long as ctx and the server's lock_timeout let us.
 type LockOptions struct {
-	Shared  bool          // with others that share, and not with one that is alone
-	NoWait  bool          // do not wait: not acquired if somebody has it
-	Timeout time.Duration // how long to wait at most; 0: no limit of its own
+	Shared bool // with others that share, and not with one that is alone
+	NoWait bool // do not wait: not acquired if somebody has it
+	// Timeout is how long to wait at most, for a connection, too; 0: no limit of its own.
+	// A call that is in flight when it ends takes up to WithCancelGrace longer, as when a ctx ends.
+	Timeout time.Duration
 }
 
 // LockTimeoutError says that a lock was waited for in vain: for LockOptions.Timeout,
@@ -479,7 +481,8 @@ func lockCall(function string, key lockKey) string {
 // WithTxAdvisoryLock calls f in a transaction that has the lock until it ends
 // (the manual's 9.28.10, pg_advisory_xact_lock), and commits if f returns nil,
 // else rolls back, also if f panics. It needs no session of the server's and so
-// works through a pooler in transaction mode. f must not end tx.
+// works through a pooler in transaction mode. f must not end tx. If the connection
+// is lost, and the lock with it, f's ctx does not end: nothing is committed.
 //
 // With NoWait, and somebody having the lock, f is called with acquired false.
 // Waiting is as in AcquireAdvisoryLock, with a transaction of its own for each try,

@@ -88,7 +88,7 @@ func CheckIdle(ctx context.Context, conn *sql.Conn) error {
 func Status(conn *sql.Conn) (status byte, isLibPQ bool, err error) {
 	err = conn.Raw(func(dc any) error {
 		if c, ok := dc.(driver.Conn); ok {
-			c = unwrap(c)
+			c = Unwrap(c)
 			if status = pqconn.TxStatus(c); status != 0 {
 				isLibPQ = true
 			} else {
@@ -100,8 +100,8 @@ func Status(conn *sql.Conn) (status byte, isLibPQ bool, err error) {
 	return status, isLibPQ, err
 }
 
-// unwrap returns the driver's own connection: see baldur.Unwrap.
-func unwrap(c driver.Conn) driver.Conn {
+// Unwrap returns the driver's own connection, by the Raw methods of the wrappers around it.
+func Unwrap(c driver.Conn) driver.Conn {
 	for {
 		w, ok := c.(interface{ Raw() driver.Conn })
 		if !ok {
@@ -146,7 +146,7 @@ func pgxTxStatus(c driver.Conn) byte {
 // Inner is the driver's own connection below c, and the process id of the server's that the
 // driver was told at log-in; 0 if it does not tell.
 func Inner(c driver.Conn) (inner driver.Conn, pid int) {
-	c = unwrap(c)
+	c = Unwrap(c)
 	if pid := pqconn.PID(c); pid != 0 {
 		return c, pid
 	}

@@ -92,7 +92,7 @@ func transactionOrStatement(ctx context.Context, conn *sql.Conn) Pooler {
 func toldPID(conn *sql.Conn) (pid int) {
 	_ = conn.Raw(func(dc any) error {
 		if c, ok := dc.(driver.Conn); ok {
-			pid = pqconn.PID(unwrap(c))
+			pid = pqconn.PID(Unwrap(c))
 		}
 		return nil
 	})
