@@ -153,9 +153,9 @@ func TestCase14Bouncer(t *testing.T) {
 		killer := must(sql.Open("postgres", via.direct))
 		t.Cleanup(func() { killer.Close() })
 		if via.mode == "session" {
-			for _, driver := range []string{"baldur-pq", "pgx"} {
+			for driver, open := range drivers {
 				t.Run(driver, func(t *testing.T) {
-					db := drivers[driver](via.dsn)
+					db := open(via.dsn)
 					defer db.Close()
 					testLost(t, baldur.NewPGAdmin(db, baldur.WithPooler(baldur.PoolerSession)), killer)
 				})

@@ -51,6 +51,6 @@ func testWith(t *testing.T, pkg string, files map[string]string, tests []string,
 // TestRootOnPgx runs the tests of baldur's own in which the driver matters, with pgx in its place.
 func TestRootOnPgx(t *testing.T) {
 	testWith(t, "github.com/baldur-go/baldur", map[string]string{"../pgx_test.go": "testdata/root/pgx_test.go"}, []string{
-		"TestCase14Lost", "TestChaosPgx", "TestConnectors", "TestDirtyConnections", "TestDirtySessions", "TestQuorumNames", "TestQuorumOtherDriver", "TestTrappedNames",
+		"TestCase14Bouncer", "TestCase14Lost", "TestChaosPgx", "TestConnectors", "TestDirtyConnections", "TestDirtySessions", "TestQuorumNames", "TestQuorumOtherDriver", "TestTrappedNames",
 	}, "-skip=^TestQuorumNames$/baldur-pq$")
 }
