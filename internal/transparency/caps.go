@@ -379,7 +379,7 @@ var stmtTypes = []any{
 	}{},
 }
 
-// rowsTypes has none, all, each alone, and all but each. See also spycaps_go1.27_test.go.
+// rowsTypes has none, all, each alone, and all but each. See also caps_go1.27.go.
 var rowsTypes = []any{
 	struct{ *SpyRows }{},
 	struct {

@@ -14,7 +14,7 @@ import (
 // A spy is a driver that writes down every call, with its arguments and the
 // state of its ctx, and can be told what a call is to do. What its connections,
 // statements and rows are able to do is chosen from the tables in
-// spycaps_test.go, so the methods for it are on types of their own.
+// caps.go, so the methods for it are on types of their own.
 type spy struct {
 	caps caps
 
