@@ -101,7 +101,7 @@
 // The public surface, in the order in which a program meets it:
 //
 //	driver.go     registration, Open, OpenDB, Wrap, TrackerOf
-//	options.go    every setting: option, DSN parameter, environment variable
+//	options.go    every setting of a pool: option, DSN parameter, environment variable
 //	conn.go       what baldur adds to a connection: Unwrap, Raw, Label, the return audit
 //	tracker.go    Tracker: Report, Holders, Stats, and the rule of suspicion
 //	watch.go      reports that come by themselves: Watch, Log
@@ -110,7 +110,8 @@
 //	callsites.go  hold times, of a pool and of lines of code
 //	hooks.go      functions that are called as a pool lives
 //	pgadmin.go    admin SQL; pgadmin_*.go: sessions, locks, timeouts, poolers
-//	quorum.go     what a quorum is; quorum_pg.go: the lease, for people; quorum_fence.go: transactions
+//	quorum.go     what a quorum is; quorum_pg.go: the lease, for people; quorum_fence.go: transactions;
+//	              quorum_options.go: its settings
 //
 // The mechanism, each package on top of those after it:
 //
@@ -118,15 +119,19 @@
 //	internal/checkout   what is noted of a connection, and of a pool's
 //	internal/callsite   from a call stack to the application's line
 //	internal/stack      call stacks and goroutines, read fast
-//	internal/pqconn     lib/pq's DSN, sockets and quirks
 //	internal/leasepg    PostgreSQL as the witness of a lease
 //	internal/lease      the protocol of a lease, which knows no SQL
 //	internal/pgsession  a clean connection of a pool
 //	internal/sqlpool    what database/sql knows of a pool
+//	internal/pqconn     lib/pq's DSN, sockets and quirks
 //	internal/clock      the time, coarse and exact
 //	internal/lockqueue  who waits for a lock within the process
 //	internal/pgsql      text of SQL
+//	internal/sqltext    a statement without its literals
 //	internal/text       foreign text made safe
+//	internal/profile    profiles for go tool pprof
+//	internal/tsc        the CPU's counter
+//	internal/hook       what baldurotel is told beside the public surface
 //
 // deps_test.go says what each may import.
 package baldur

@@ -213,7 +213,7 @@ func (d poolDriver) tracker() *Tracker { return d.t }
 // Format: see connector.
 func (d poolDriver) Format(f fmt.State, verb rune) { d.c.Format(f, verb) }
 
-// dial connects as the pool does, beside it: see link.
+// dial connects as the pool does, beside it: see leasepg.Witness.
 func (d poolDriver) dial(ctx context.Context) (driver.Conn, *pqconn.Socket, error) {
 	return d.c.beside(ctx)
 }
@@ -256,7 +256,7 @@ func (c *connector) beside(ctx context.Context) (driver.Conn, *pqconn.Socket, er
 
 var errNoConn = errors.New("baldur: the connector returned neither a connection nor an error")
 
-// untracked connects as the pool does, beside it: see [beside].
+// untracked connects as the pool does, beside it: see connector.beside.
 func (d poolDriver) untracked() driver.Connector { return untracked{d.c} }
 
 type untracked struct{ c *connector }

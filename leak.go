@@ -228,7 +228,7 @@ type LeakReport struct {
 	Tracked        int              // connections that are out and whose holder is known
 	Connecting     int              // being dialled, or to be
 	Closing        int              // being closed: an expired one that a checkout has met, or the cleaner's
-	Unattributed   int              // out, but not seen; −1: unknown. See below.
+	Unattributed   int              // out, but not seen; −1: unknown
 	Leases         []QuorumStats    // of the quorums on the pool: see Tracker.Quorums
 	DirtyReturns   []DirtyReturn    // the latest that WithReturnAudit has found, 5 at most, the last one last
 	DirtyTotal     int              // how many there were since the tracker was made

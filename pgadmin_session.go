@@ -25,7 +25,7 @@ import (
 // cleanupTimeout bounds a release and a clean-up, which heed no ctx.
 const cleanupTimeout = 5 * time.Second
 
-// Session is one session of the server's, on a connection pinned for it. It
+// Session is one server session, on a pinned connection. It
 // keeps what PostgreSQL keeps for a session: advisory locks and settings. Close
 // gives all back, and the connection with it; where that cannot be confirmed
 // (the connection is dead, or in a transaction begun by text) the connection is
@@ -59,7 +59,7 @@ type held struct {
 	since time.Time
 }
 
-// Session pins a connection. It needs a session of the server's for itself: where
+// Session pins a connection. It needs a server session of its own: where
 // a pooler in transaction or statement mode stands before it, the error is a
 // [PoolerError]. One round trip, and those of [PGAdmin.PoolerMode] the first time.
 //
@@ -738,7 +738,7 @@ var poolerModes = [pgsession.PoolerCount]PoolerMode{
 	pgsession.StatementPooler: PoolerStatement, pgsession.UnknownPooler: PoolerUnknown,
 }
 
-// PoolerError refuses a call that needs a session of the server's for itself
+// PoolerError refuses a call that needs a server session of its own
 // where a pooler hands these to others.
 type PoolerError struct{ Mode PoolerMode }
 

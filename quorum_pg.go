@@ -75,7 +75,7 @@ import (
 // baldur's, so that a call on a silent network can be cut: connections that baldur does not dial
 // itself (Wrap, OpenDB) are interrupted only as well as their driver heeds a ctx. Behind
 // PgBouncer, in any mode but statement, all works but [WithFenceKill] and LISTEN: a successor
-// learns of a release by polling, every 0.2 TTL, not at once. So it is with other drivers than
+// learns of a release by polling, every 0.2 TTL, not at once. The same holds for drivers other than
 // lib/pq.
 // In session mode the lease keeps one of PgBouncer's connections to the server: where there is
 // only one, so that the lease or the program would wait for ever, requests end with an error
@@ -426,6 +426,13 @@ func (q *PGQuorum) Watch(ctx context.Context) <-chan QuorumEvent {
 	q.watchers[c] = true
 	q.mu.Unlock()
 	q.elector.Follow()
+	q.mu.Lock()
+	dropped := !q.watchers[c] // the pool was closed meanwhile
+	q.mu.Unlock()
+	if dropped {
+		q.elector.Unfollow()
+		return c
+	}
 	context.AfterFunc(ctx, func() {
 		q.mu.Lock()
 		watched := q.watchers[c]
@@ -500,7 +507,7 @@ func (q quorumObserver) Lost(b *lease.Belief, r lease.Reason) {
 	if reason == LossReleased {
 		q.log(slog.LevelInfo, "baldur: this process has released the lease", "epoch", b.Epoch)
 	} else {
-		q.log(slog.LevelWarn, "baldur: this process is primary no more", "epoch", b.Epoch, "reason", string(reason))
+		q.log(slog.LevelWarn, "baldur: this process has stopped being primary", "epoch", b.Epoch, "reason", string(reason))
 	}
 	if f := q.cfg.onLost; f != nil {
 		l := q.leaseOf(b)

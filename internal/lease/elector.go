@@ -1,6 +1,6 @@
 // Package lease is the protocol by which at most one process at a time holds a lease, and
-// the Elector that keeps to it. It knows no SQL: what keeps the lease is a [Witness], which
-// an Elector hears of by a [Line]; what people want to know goes to an [Observer].
+// the Elector that keeps to it. It knows no SQL: a [Witness] keeps the lease, a [Line] tells
+// the Elector of changes, and an [Observer] gets what people want to know.
 //
 // The rules, and why they are safe, are in package leadershipmodel, which explores them
 // state by state with the decisions of this package: [Watch.Note], [Watch.TakeAt] and
@@ -42,7 +42,7 @@ const (
 	firstBackoff = 50 * time.Millisecond
 )
 
-// Config is what an Elector goes by. It does not check it: see WithLeaseTTL and the
+// Config configures an Elector, which does not check it: see WithLeaseTTL and the
 // options beside it for the inequalities that must hold.
 type Config struct {
 	Name    string        // of the lease, for errors
@@ -50,7 +50,7 @@ type Config struct {
 	Margin  time.Duration // by how much the holder's belief ends before that
 	Renew   time.Duration // between two renewals
 	Attempt time.Duration // of a request
-	Jitter  float64       // by which part intervals vary, up or down
+	Jitter  float64       // fraction by which intervals vary, up or down
 
 	Clock func() time.Duration   // nil: the monotonic clock of package time
 	Gone  func() <-chan struct{} // returns what is closed when the witness is not to be used any more
@@ -60,8 +60,8 @@ type Config struct {
 // believe: D_H in the proof.
 func (c *Config) belief() time.Duration { return c.TTL - c.Margin }
 
-// An Observer is told what an Elector does. Its methods must neither block nor call the
-// Elector. Began and Lost come in the order of the changes.
+// An Observer is told what an Elector does. Its methods must neither block nor call a
+// method of the Elector but ID. Began and Lost come in the order of the changes.
 type Observer interface {
 	// Began: this process is primary, after it has watched the row for waited.
 	Began(b *Belief, waited time.Duration)
@@ -629,8 +629,8 @@ func (e *Elector) Start() {
 	}
 }
 
-// Follow has the Elector look at the row, campaign or not, until Unfollow is called as
-// often, or until it is closed, or until the witness has gone.
+// Follow has the Elector look at the row, campaign or not, until each Follow has been
+// undone by an Unfollow, the Elector is closed, or the witness has gone.
 func (e *Elector) Follow() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -649,7 +649,7 @@ func (e *Elector) Unfollow() {
 	e.line.Interrupt()
 }
 
-// Stop ends the campaign, releases the lease if there was one, or always with release, and
+// Stop ends the campaign, releases the lease if there was one (with release set, in any case), and
 // returns when no goroutine is left, unless somebody follows.
 func (e *Elector) Stop(release bool) {
 	e.mu.Lock()
@@ -736,7 +736,7 @@ type loop struct {
 	cut  atomic.Pointer[context.CancelFunc] // cuts the request that it is in; nil: none yet
 }
 
-// startLocked starts a loop, or has the one that there is look about.
+// startLocked starts a loop, or wakes the running one.
 func (e *Elector) startLocked() {
 	if e.loop == nil {
 		e.loop = &loop{done: make(chan struct{})}
@@ -785,7 +785,7 @@ func (e *Elector) run(l *loop) {
 		l.cut.Store(&cut)
 		pause := e.step(ctx)
 		cut()
-		// A primary needs no bell: it would hear its own renewals.
+		// A primary needs no bell: nobody else can change the row while it holds the lease.
 		e.line.Wait(pause, e.belief.Load() == nil, func() bool { return e.claimants.Load() > 0 || l.end.Load() })
 		e.unclaim()
 	}

@@ -182,7 +182,7 @@ func (w *Witness) connect(ctx context.Context) error {
 }
 
 // dial connects. If the server has no connection left, an idle one of the pool is closed to
-// make room. So it is, at most once in a TTL, if there was no answer, as from a pooler that has
+// make room. It also is, at most once in a TTL, if there was no answer, as from a pooler that has
 // no connection to spare.
 func (w *Witness) dial(ctx context.Context, c *ownConnector) (*sql.Conn, error) {
 	first := ctx
@@ -666,7 +666,7 @@ func (w *Witness) failed(err error) error {
 	}
 	code, _ := pqconn.SQLState(err)
 	err = w.classify(err)
-	if code == "55P03" || w.optional && lease.IsRefusal(err) && pqconn.TxStatus(w.inner) == 'I' {
+	if code == "55P03" || w.optional && code != "" && lease.IsRefusal(err) && pqconn.TxStatus(w.inner) == 'I' {
 		return err
 	}
 	w.Close()

@@ -32,7 +32,7 @@ func GuardSeal(ctx context.Context, tx *sql.Tx, table, name string, epoch int64)
 }
 
 // FenceCTE is GuardLease as common table expressions: baldur_fence has the row, and
-// baldur_guard is of its making.
+// baldur_guard is an auxiliary expression.
 func FenceCTE(table, name, id string, epoch int64) string {
 	return pgsql.Fill("baldur_guard AS MATERIALIZED ("+guardedRow+"), baldur_fence AS MATERIALIZED (SELECT g.epoch FROM baldur_guard g WHERE CASE WHEN "+guardIsTop+
 		" THEN true ELSE ('baldur: the transaction is within a savepoint: '::pg_catalog.text {||} g.name)::pg_catalog.bool END)",
@@ -97,7 +97,7 @@ func (c Config) fenceTable() *tableSpec {
 }
 
 // Seal carries an epoch to the table baldur_fence of a database. It returns that table's name
-// and the highest epoch that is sealed there, or tells that it is to be called again.
+// and the highest epoch that is sealed there; again means: call it again.
 func Seal(ctx context.Context, pool Pool, cfg Config, epoch int64) (table string, top int64, again bool, err error) {
 	err = onCleanConn(ctx, pool, func(ctx context.Context, conn *sql.Conn) (err error) {
 		table, top, again, err = sealOn(ctx, conn, cfg, epoch)

@@ -121,7 +121,7 @@ func TestUsers(t *testing.T) {
 			dir := t.TempDir()
 			write(t, filepath.Join(dir, "go.mod"), string(mod))
 			alone := *p
-			alone.Env = append(slices.Clone(p.Env), "GOSUMDB=off", "GOFLAGS=-modcacherw -buildvcs=false", "GOMODCACHE="+t.TempDir(),
+			alone.Env = append(slices.Clone(p.Env), "GOFLAGS=-modcacherw -buildvcs=false", "GOMODCACHE="+t.TempDir(),
 				strings.Replace(p.Env[1], "GOPROXY=", "GOPROXY="+fileURL(stubs)+",", 1))
 			alone.mustGo(t, dir, "get", ours+"@"+p.Version)
 			mod, err = os.ReadFile(filepath.Join(dir, "go.mod"))

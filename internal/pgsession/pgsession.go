@@ -48,7 +48,7 @@ func Take(ctx context.Context, db *sql.DB) (*sql.Conn, error) {
 // dead, as after a restart of the server, or in a transaction.
 func Takes(db *sql.DB) int { return 3 + db.Stats().OpenConnections }
 
-// ErrInTransaction is of a pool whose connections have a transaction that somebody left open.
+// ErrInTransaction is returned if the connections of a pool come in a transaction that was left open.
 var ErrInTransaction = errors.New("baldur: the pool's connections come in an open transaction")
 
 // CheckIdle returns ErrInTransaction if the connection is in a transaction.

@@ -28,7 +28,7 @@ const (
 	probeTimeout = 5 * time.Second // for the second connection
 )
 
-// Probe finds out, with conn and a connection of second, what stands before the server. The
+// Probe finds out, with conn and a connection of second, which kind of pooler, if any, is between the pool and the server. The
 // rules are in the comment of PGAdmin.PoolerMode.
 func Probe(ctx context.Context, conn *sql.Conn, second func() (db *sql.DB, done func(), err error)) (Pooler, error) {
 	pid, err := askPID(ctx, conn)
