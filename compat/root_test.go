@@ -10,7 +10,8 @@ import (
 )
 
 // testWith runs the tests of a package of which files are added or replaced, and checks that all that are named
-// have passed, or were skipped for want of what the machine lacks. The requirements are this module's, in a workspace or not, and baldur is that of this checkout.
+// have passed, or were skipped for want of what the machine lacks. Baldur is that of this checkout, and the
+// requirements are the workspace's, or this module's where there is none.
 func testWith(t *testing.T, pkg string, files map[string]string, tests []string, flags ...string) {
 	t.Helper()
 	if testing.Short() {
@@ -23,22 +24,23 @@ func testWith(t *testing.T, pkg string, files map[string]string, tests []string,
 	}
 	overlayFile := filepath.Join(dir, "overlay.json")
 	check(t, os.WriteFile(overlayFile, must(json.Marshal(map[string]any{"Replace": overlay})), 0o600))
-	modFile := filepath.Join(dir, "go.mod")
-	for _, name := range []string{"go.mod", "go.sum"} {
-		check(t, os.WriteFile(filepath.Join(dir, name), must(os.ReadFile(name)), 0o600))
-	}
 	run := func(args ...string) string {
 		t.Helper()
-		cmd := exec.Command("go", args...)
-		cmd.Env = append(os.Environ(), "GOWORK=off")
-		out, err := cmd.CombinedOutput()
+		out, err := exec.Command("go", args...).CombinedOutput()
 		if err != nil {
-			t.Fatalf("%v: %v\n%s", cmd, err, out)
+			t.Fatalf("go %s: %v\n%s", strings.Join(args, " "), err, out)
 		}
 		return string(out)
 	}
-	run("mod", "edit", "-replace=github.com/baldur-go/baldur="+must(filepath.Abs("..")), modFile)
-	args := []string{"test", "-v", "-count=1", "-modfile=" + modFile, "-overlay=" + overlayFile, "-run=^(" + strings.Join(tests, "|") + ")$"}
+	args := []string{"test", "-v", "-count=1", "-overlay=" + overlayFile, "-run=^(" + strings.Join(tests, "|") + ")$"}
+	if workspace := strings.TrimSpace(run("env", "GOWORK")); workspace == "" || workspace == "off" {
+		modFile := filepath.Join(dir, "go.mod") // in which baldur can be replaced
+		for _, name := range []string{"go.mod", "go.sum"} {
+			check(t, os.WriteFile(filepath.Join(dir, name), must(os.ReadFile(name)), 0o600))
+		}
+		run("mod", "edit", "-replace=github.com/baldur-go/baldur="+must(filepath.Abs("..")), modFile)
+		args = append(args, "-modfile="+modFile)
+	}
 	out := run(append(append(args, flags...), pkg)...)
 	t.Log(out)
 	for _, name := range tests {
