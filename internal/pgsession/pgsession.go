@@ -38,7 +38,9 @@ func Take(ctx context.Context, db *sql.DB) (*sql.Conn, error) {
 			return conn, nil
 		}
 		sqlpool.Discard(conn)
-		if !errors.Is(err, ErrInTransaction) && !IsBad(err) || ctx.Err() != nil || left <= 1 {
+		// What the server refuses of a probe is due to what was left, as a short statement_timeout.
+		_, refused := pqconn.SQLState(err)
+		if !errors.Is(err, ErrInTransaction) && !IsBad(err) && !refused || ctx.Err() != nil || left <= 1 {
 			return nil, err
 		}
 	}
