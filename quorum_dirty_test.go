@@ -1036,7 +1036,7 @@ func (s *dirtyServer) usable() []dirt {
 // sessions, there are never two primaries, and soon one again when the lease's
 // connections are lost.
 //
-// A run has a quarter of the states, and eight combinations; with BALDUR_DIRTY_TABLE=1 each state in two ways. With
+// A run has a quarter of the states, and eight combinations; with BALDUR_LONG_TABLES=1 each state in two ways. With
 // BALDUR_DIRTY_RUNS each is had in every way, and eight combinations for each run.
 func TestDirtySessions(t *testing.T) {
 	s := newDirtyServer(t)
@@ -1052,7 +1052,7 @@ func TestDirtySessions(t *testing.T) {
 	}
 	all := os.Getenv(envDirtyRuns) != ""
 	for i, d := range s.usable() {
-		if !all && os.Getenv("BALDUR_DIRTY_TABLE") == "" && i%4 != 0 {
+		if !all && os.Getenv("BALDUR_LONG_TABLES") == "" && i%4 != 0 {
 			continue
 		}
 		if all || i%2 == 0 {
