@@ -59,13 +59,14 @@ var errNotTracked = errors.New("baldur: Label: the connection is not tracked")
 
 // Label names the holder of a connection that is expected to be held for long, such as
 // one that keeps an advisory lock or LISTENs. Reports show the name, list the holder in
-// LongHeld, and do not accuse it. The name lasts until conn is closed; an empty one
-// removes it.
+// LongHeld, and do not accuse it. It is cut after 200 bytes, lasts until conn is closed,
+// and an empty one removes it.
 //
 // It returns an error if conn is not baldur's, or is closed (sql.ErrConnDone). It does
 // not wait for a call in flight on conn: it returns nil, and the name counts once the
 // call has ended. Inside of conn.Raw use [LabelConn].
 func Label(conn *sql.Conn, name string) error {
+	name = label(name) // a long one takes its time, which is no call in flight
 	done := make(chan error, 1)
 	go func() {
 		done <- conn.Raw(func(dc any) error {
@@ -73,7 +74,7 @@ func Label(conn *sql.Conn, name string) error {
 			if !ok {
 				return errNotTracked
 			}
-			return LabelConn(c, name)
+			return setLabel(c, name)
 		})
 	}()
 	timer := time.NewTimer(labelPatience)
@@ -95,12 +96,16 @@ const labelPatience = 10 * time.Millisecond
 //	conn.Raw(func(dc any) error {
 //		return baldur.LabelConn(dc.(driver.Conn), "listener")
 //	})
-func LabelConn(c driver.Conn, name string) error {
+func LabelConn(c driver.Conn, name string) error { return setLabel(c, label(name)) }
+
+func label(name string) string { return text.Clean(text.Cut(name, maxNameLen)) }
+
+func setLabel(c driver.Conn, label string) error {
 	r := recordOf(c)
 	if r == nil {
 		return errNotTracked
 	}
-	r.SetLabel(text.Clean(name))
+	r.SetLabel(label)
 	return nil
 }
 

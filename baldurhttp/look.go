@@ -48,17 +48,6 @@ func (p *pool) bound() {
 	r := &p.report
 	r.PoolName = text.Cut(r.PoolName, maxName)
 	r.Stats.PoolName = r.PoolName
-	of := func(c *baldur.ConnectionInfo) {
-		c.Label = text.Cut(c.Label, maxName)
-	}
-	for _, list := range [][]baldur.ConnectionInfo{r.SuspectedLeaks, r.LongHeld, p.holders} {
-		for i := range list {
-			of(&list[i])
-		}
-	}
-	for i := range r.DirtyReturns {
-		of(&r.DirtyReturns[i].Connection)
-	}
 	for i := range r.Leases {
 		l := &r.Leases[i]
 		for _, s := range []*string{&l.Lease, &l.Region, &l.Holder.Lease.Region, &l.Holder.Lease.LeaseID, &l.LastError} {

@@ -68,12 +68,12 @@ func leakingPool(t *testing.T) *sql.DB {
 	return db
 }
 
-// untilAccused waits until a report has so many suspected leaks and long holders.
+// untilAccused waits until a report has so many suspected leaks and labelled holders.
 func untilAccused(t *testing.T, db *sql.DB, suspected, long int) {
 	t.Helper()
 	for end := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		r := baldur.TrackerOf(db).Report()
-		if len(r.SuspectedLeaks) == suspected && len(r.LongHeld) == long {
+		if len(r.SuspectedLeaks) == suspected && len(r.LongHeld) == long && r.LongHeld[0].Label != "" {
 			return
 		}
 		if time.Now().After(end) {
