@@ -278,7 +278,7 @@ func TestChaos(t *testing.T) {
 						bound := chaosEnd + chaosGrace + chaosTick
 						switch {
 						case ends || fault.name != "slow drip":
-						case entry.closing:
+						case entry.closing, unbounded:
 							bound = chaosTrip
 						default:
 							bound = chaosSlow

@@ -41,6 +41,7 @@ func sessionAdmin(t *testing.T, dsn string) (*sql.DB, *baldur.PGAdmin) {
 // for its connections too. In transaction mode session locks are refused; the lock of a
 // transaction is waited for while the holder, which needs a session, is connected directly.
 func TestCase7Bouncer(t *testing.T) {
+	t.Parallel()
 	bouncers(t, func(t *testing.T, via bouncer) {
 		direct, holder := adminOn(t, via.direct, 0)
 		if via.mode == "transaction" {

@@ -396,6 +396,7 @@ func TestRoleStays(t *testing.T) {
 // TestTrappedNames (security.md, H1): no call steps on what others have put into
 // the search_path, and every statement that is sent says so by itself.
 func TestTrappedNames(t *testing.T) {
+	t.Parallel()
 	for _, path := range []string{"trap, pg_catalog", "pg_catalog, trap", `"$user", public, trap`} {
 		for name, open := range drivers {
 			t.Run(path+" "+name, func(t *testing.T) {

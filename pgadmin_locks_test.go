@@ -183,6 +183,7 @@ func refusesSessions(t *testing.T, admin *baldur.PGAdmin, mode baldur.PoolerMode
 }
 
 func TestPoolerMode(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name string
 		dsn  func(testing.TB) string

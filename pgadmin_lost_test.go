@@ -24,6 +24,7 @@ import (
 // index CONCURRENTLY beside 20 that wait for the lock, in every way to wait: no
 // wait is a statement at the server.
 func TestCase7IndexConcurrently(t *testing.T) {
+	t.Parallel()
 	for _, path := range paths {
 		for _, size := range []int{0, 5} {
 			waits := map[string]func(p *baldur.PGAdmin) error{
@@ -99,6 +100,7 @@ func testIndexConcurrently(t *testing.T, db *sql.DB, admin *baldur.PGAdmin, wait
 
 // TestHandOver logs how long a lock takes from one program to another.
 func TestHandOver(t *testing.T) {
+	t.Parallel()
 	dsn := pgtest.SocketDSN(t)
 	_, a := adminOn(t, dsn, 2)
 	_, b := adminOn(t, dsn, 2)
@@ -255,7 +257,7 @@ func testLost(t *testing.T, admin *baldur.PGAdmin, killer *sql.DB) {
 func TestLookIsQualified(t *testing.T) {
 	dsn, _ := pgtest.Trap(t, "trap, pg_catalog")
 	dsn, recording := pgtest.Record(t, dsn)
-	_, admin := adminOn(t, dsn, 2)
+	_, admin := adminOn(t, dsn, 3) // one for the lock, one for Sleep, one to ask on
 	must(admin.AcquireAdvisoryLock(ctx, -42, true))
 	held, cancel := admin.LockContext(ctx, -42)
 	defer cancel()

@@ -145,6 +145,7 @@ func TestCase11Bouncer(t *testing.T) {
 // connection of a program keeps one to the server, so that two processes, each with a
 // pool of one and its lease's own, need four.
 func TestQuorumBouncer(t *testing.T) {
+	t.Parallel()
 	bouncers(t, func(t *testing.T, via bouncer) {
 		pool := func() *sql.DB {
 			db := openPool(t, via.dsn)

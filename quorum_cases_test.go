@@ -254,6 +254,7 @@ func sees(t testing.TB, q *baldur.PGQuorum, region string) {
 // TestCase1SearchPath: a search_path that a program has left on a pooled connection
 // makes no second lease.
 func TestCase1SearchPath(t *testing.T) {
+	t.Parallel()
 	for name, statements := range map[string][]string{
 		"a tenant's":        {"SET search_path = tenant_42"},
 		"empty":             {"SET search_path = ''"},
@@ -734,6 +735,7 @@ func mustTx(t testing.TB, tx *sql.Tx, statements ...string) {
 
 // TestCase12Comment: the table's comment is people's.
 func TestCase12Comment(t *testing.T) {
+	t.Parallel()
 	for _, comment := range []string{"'owner: team payments'", "NULL", "''", "'baldur quorum'", "'baldur quorum, version'", "E'baldur quorum, version x\\n'"} {
 		t.Run(comment, func(t *testing.T) {
 			ctx := testCtx(t)
@@ -764,6 +766,7 @@ func TestCase12Comment(t *testing.T) {
 
 // TestCase12Rights: what is missing is named, and what is not missing is not.
 func TestCase12Rights(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name   string
 		revoke []string // {table}, {schema}, {role}
@@ -957,6 +960,7 @@ func TestCase17SealAhead(t *testing.T) {
 // TestHostileSearchPath: nothing that lies in the session's path is called: neither
 // copies of what pg_catalog has, where the path names it later, nor better matches.
 func TestHostileSearchPath(t *testing.T) {
+	t.Parallel()
 	ctx := testCtx(t)
 	dsn := pgtest.SocketDSN(t)
 	adm := plainPool(t, dsn)
@@ -1218,6 +1222,7 @@ func TestForeignFenceMadeBefore(t *testing.T) {
 
 // TestLeaseOwners: whose table is accepted.
 func TestLeaseOwners(t *testing.T) {
+	t.Parallel()
 	for owner, accepted := range map[string]bool{
 		"the role":                                 true,
 		"a group of the role's":                    true,
@@ -1301,6 +1306,7 @@ func TestLeaseOwners(t *testing.T) {
 
 // TestRowsThatMakeWait: no row makes anyone wait for longer than the largest TTL.
 func TestRowsThatMakeWait(t *testing.T) {
+	t.Parallel()
 	for name, set := range map[string]string{
 		"a TTL of 23 days":         "ttl_ms = 2000000000, expires_at = clock_timestamp() + interval '23 days'",
 		"expires in 290000":        "ttl_ms = 1000, expires_at = '290000-01-01'",
@@ -1607,6 +1613,7 @@ func TestSecondLeaseTable(t *testing.T) {
 // TestMovedLeaseTable: a table that is moved under those that use it, and found by
 // others, makes no second primary.
 func TestMovedLeaseTable(t *testing.T) {
+	t.Parallel()
 	dsn := pgtest.SocketDSN(t)
 	adm := plainPool(t, dsn)
 	mustExec(t, adm, "CREATE SCHEMA ops")

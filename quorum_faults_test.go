@@ -201,6 +201,7 @@ func TestMigrateQuorumAtOnce(t *testing.T) {
 
 // TestMigrateNameTaken: what else has the name of the table, or of its index, is told at once, or gone round.
 func TestMigrateNameTaken(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct{ taken, want string }{
 		{"CREATE DOMAIN public.baldur_lease AS int", "already exists"},
 		{"CREATE TYPE public.baldur_lease AS ENUM ('a')", "already exists"},

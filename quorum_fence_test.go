@@ -65,6 +65,7 @@ func takeOver(t *testing.T, q *baldur.PGQuorum) {
 // TestFence: in each isolation level a guarded transaction keeps a successor
 // waiting, renewals pass, and once there is a successor no transaction is let in.
 func TestFence(t *testing.T) {
+	t.Parallel()
 	for name, fence := range fences {
 		for _, level := range isolations {
 			t.Run(fmt.Sprint(name, " ", level), func(t *testing.T) {
@@ -245,6 +246,7 @@ func TestFenceIdleTimeout(t *testing.T) {
 
 // TestSealWaits: a seal waits for the row for longer than it may take to connect.
 func TestSealWaits(t *testing.T) {
+	t.Parallel()
 	ctx := testCtx(t)
 	data := openPool(t, pgtest.DSN(t))
 	q := newQuorum(t, openPool(t, pgtest.DSN(t)), "a")

@@ -95,6 +95,7 @@ func TestQuorumLife(t *testing.T) {
 }
 
 func TestQuorumHandOver(t *testing.T) {
+	t.Parallel()
 	ctx := testCtx(t)
 	dsn := pgtest.DSN(t)
 	a, b := newQuorum(t, openPool(t, dsn), "a"), newQuorum(t, openPool(t, dsn), "b")
@@ -128,6 +129,7 @@ func TestQuorumHandOver(t *testing.T) {
 // TestQuorumWatch: a follower sees who holds the lease, that it is not renewed any
 // more, and the next one.
 func TestQuorumWatch(t *testing.T) {
+	t.Parallel()
 	ctx := testCtx(t)
 	dsn := pgtest.DSN(t)
 	old, next := stale(t, dsn)
@@ -275,6 +277,7 @@ func mustExecTx(t testing.TB, tx *sql.Tx, statement string) {
 // TestQuorumNames: the lease and the fences mean pg_catalog's functions, operators and types,
 // and their own tables, whatever stands in the search_path, before it or after.
 func TestQuorumNames(t *testing.T) {
+	t.Parallel()
 	for _, path := range []string{"trap, pg_catalog", "pg_catalog, trap", `"$user", public, trap`} {
 		for _, driver := range []string{"baldur-pq", "other"} {
 			t.Run(path+" "+driver, func(t *testing.T) {
