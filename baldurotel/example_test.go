@@ -2,11 +2,11 @@ package baldurotel_test
 
 import (
 	"database/sql"
-	"database/sql/driver"
 	"fmt"
 
-	sdktrace "go.opentelemetry.io/otel/sdk/trace"
-	"go.opentelemetry.io/otel/sdk/trace/tracetest"
+	"github.com/lib/pq"
+	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
 
 	"github.com/baldur-go/baldur"
 	"github.com/baldur-go/baldur/baldurotel" // or with _, where the DSN says it all
@@ -26,30 +26,23 @@ func Example() {
 
 // A tracer provider of the program's own.
 func ExampleWith() {
-	exporter := tracetest.NewInMemoryExporter()
-	tracers := sdktrace.NewTracerProvider(sdktrace.WithSyncer(exporter))
-	var connector driver.Connector = exampleDB() // of any driver
+	connector, err := pq.NewConnector("postgres://user:password@db.example/shop") // or any driver's
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	var tracers trace.TracerProvider = noop.NewTracerProvider() // the SDK's, in a program
 	db := baldur.OpenDB(connector, baldurotel.With(
 		baldurotel.WithTracerProvider(tracers),
 		baldurotel.WithServer("db.example", 5432),
 		baldurotel.WithNamespace("shop"),
 	))
 	defer db.Close()
-	if _, err := db.Exec("DELETE FROM orders WHERE id = 4711"); err != nil {
-		fmt.Println(err)
-		return
-	}
-	for _, s := range exporter.GetSpans() {
-		fmt.Println(s.Name)
-		for _, a := range s.Attributes {
-			fmt.Printf("  %s = %v\n", a.Key, a.Value.Emit())
-		}
-	}
-	// Output:
-	// DELETE orders
-	//   db.system.name = postgresql
-	//   server.address = db.example
-	//   db.namespace = shop
-	//   db.query.summary = DELETE orders
-	//   db.query.text = DELETE FROM orders WHERE id = ?
+	// A span is named after the statement, "DELETE orders". Its attributes:
+	//
+	//	db.system.name = postgresql
+	//	server.address = db.example
+	//	db.namespace = shop
+	//	db.query.summary = DELETE orders
+	//	db.query.text = DELETE FROM orders WHERE id = ?
 }

@@ -380,7 +380,7 @@ func isHere(a map[string]any, function string) bool {
 	file, _ := a["code.file.path"].(string)
 	line, _ := a["code.line.number"].(int64)
 	stack, _ := a["code.stacktrace"].(string)
-	return strings.HasPrefix(name, "github.com/baldur-go/baldur/baldurotel_test."+function) && strings.HasSuffix(file, "_test.go") &&
+	return strings.HasPrefix(name, "github.com/baldur-go/baldur/compat/baldurotel_test."+function) && strings.HasSuffix(file, "_test.go") &&
 		strings.HasPrefix(stack, name+"\n\t"+file+":"+strconv.FormatInt(line, 10)+"\n") && line > 0
 }
 
