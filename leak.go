@@ -210,6 +210,10 @@ func short(d time.Duration) string { return text.Short(d) }
 // has not used it for that long: no call in flight, none ended, no row read. One that
 // has used it is listed apart, in LongHeld, and not accused.
 //
+// While the pool is full, or anyone waits, Holding has all other holders, whatever the
+// threshold: in the first minutes of an outage nobody has had a connection for long, and
+// who has one is what one wants to know. To be listed there is no accusation.
+//
 // Unattributed counts the connections that are out by database/sql's count and that the
 // tracker has not seen to go out: see "What cannot be seen" in the package comment. They
 // have not been used at all since they were made. In a program whose pool is full the
@@ -224,6 +228,7 @@ type LeakReport struct {
 	Stats          PoolStats
 	SuspectedLeaks []ConnectionInfo // the longest held first
 	LongHeld       []ConnectionInfo // out for the threshold, and in use within it or labelled
+	Holding        []ConnectionInfo // all others, while the pool is full or anyone waits; the longest unused first
 	Returned       []ConnectionInfo // in a report of Watch: told before, and now back; Held is how long they were out
 	Tracked        int              // connections that are out and whose holder is known
 	Connecting     int              // being dialled, or to be
@@ -288,6 +293,9 @@ type LeakGroup struct {
 // Groups returns the suspected leaks by call site, the most connections first.
 func (r LeakReport) Groups() []LeakGroup { return groupBySite(r.SuspectedLeaks) }
 
+// HoldingGroups returns Holding by call site, the one with the longest unused first.
+func (r LeakReport) HoldingGroups() []LeakGroup { return bySite(r.Holding) }
+
 // groupKey is what the holders of a group have in common.
 type groupKey struct {
 	site  Frame
@@ -302,7 +310,17 @@ func (c ConnectionInfo) group() groupKey {
 	return key
 }
 
+// groupBySite groups holders, the largest group first.
 func groupBySite(infos []ConnectionInfo) []LeakGroup {
+	groups := bySite(infos)
+	slices.SortStableFunc(groups, func(a, b LeakGroup) int {
+		return cmp.Compare(len(b.Connections), len(a.Connections))
+	})
+	return groups
+}
+
+// bySite groups holders in their order.
+func bySite(infos []ConnectionInfo) []LeakGroup {
 	index := map[groupKey]int{}
 	var groups []LeakGroup
 	for _, c := range infos {
@@ -315,8 +333,5 @@ func groupBySite(infos []ConnectionInfo) []LeakGroup {
 		}
 		groups[i].Connections = append(groups[i].Connections, c)
 	}
-	slices.SortStableFunc(groups, func(a, b LeakGroup) int {
-		return cmp.Compare(len(b.Connections), len(a.Connections))
-	})
 	return groups
 }

@@ -3,9 +3,11 @@ package baldur_test
 import (
 	"context"
 	"database/sql"
+	"encoding/json"
 	"errors"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -432,5 +434,78 @@ func TestQueryText(t *testing.T) {
 				t.Errorf("query text %v: %s", on, json)
 			}
 		}, baldur.WithQueryText(on))
+	}
+}
+
+// TestHolding: in the first minutes of an outage, when nobody has had a connection for
+// the threshold, the report says who has them, and accuses nobody.
+func TestHolding(t *testing.T) {
+	bubble(t, &fakeDB{}, func(t *testing.T, db *sql.DB, tr *baldur.Tracker) {
+		var forgotten []*sql.Tx
+		for range 8 {
+			tx := must(db.Begin())
+			must(tx.Exec("UPDATE orders"))
+			forgotten = append(forgotten, tx)
+		}
+		time.Sleep(time.Second)
+		rows := must(db.Query("SELECT stock"))
+		if r := tr.Report(); len(r.Holding) != 0 || strings.Contains(r.String(), "held by") {
+			t.Errorf("a pool with a free connection:\n%s", r)
+		}
+		last := must(db.Conn(ctx))
+		must(last.ExecContext(ctx, "SET x"))
+		if r := tr.Report(); len(r.Holding) != 10 || !strings.Contains(r.String(), "\nthe pool is full; held by, ") {
+			t.Errorf("a full pool:\n%s", r)
+		}
+		waiters, stop := context.WithCancel(ctx)
+		var all sync.WaitGroup
+		for range 25 {
+			all.Go(func() { _, _ = db.ExecContext(waiters, "SELECT 1") })
+		}
+		time.Sleep(2 * time.Second)
+		r := tr.Report()
+		if r.LeakCount() != 0 || len(r.LongHeld) != 0 || len(r.Holding) != 10 || len(r.HoldingGroups()) != 3 {
+			t.Errorf("%d accused, %d long held, %d holding", r.LeakCount(), len(r.LongHeld), len(r.Holding))
+		}
+		inOrder(t, r.String(), "10 of 10 in use; 25 waiting", "25 requests wait; held by, the longest unused first, and nobody accused:",
+			"8 connections taken at", "leak_test.go", "still to come: Tx.Commit or Tx.Rollback", "last: UPDATE orders", "idle in transaction for 3s", "and 3 more",
+			"1 connection taken at", "still to come: Rows.Close, or Row.Scan", "last: SELECT stock", "unused for 2s", "1 connection taken at", "last: SET x")
+		var doc struct {
+			Holding []struct{ Doing string }
+		}
+		if err := json.Unmarshal(must(json.Marshal(r)), &doc); err != nil || len(doc.Holding) != 10 {
+			t.Errorf("JSON: %v, %+v", err, doc)
+		}
+		if log := r.LogValue().String(); !strings.Contains(log, "leak_test.go:") || !strings.Contains(log, " ×8, unused for 3s") {
+			t.Errorf("log: %s", log)
+		}
+		time.Sleep(7500 * time.Millisecond) // 8 are past the threshold, the others are not
+		if r := tr.Report(); r.LeakCount() != 8 || len(r.Holding) != 2 || !strings.Contains(r.Figures(), "8 suspected, 2 other") {
+			t.Errorf("past the threshold:\n%s", r)
+		}
+		stop()
+		all.Wait()
+		for _, tx := range forgotten {
+			_ = tx.Rollback()
+		}
+		rows.Close()
+		last.Close()
+		if r := tr.Report(); len(r.Holding) != 0 {
+			t.Errorf("afterwards:\n%s", r)
+		}
+	})
+}
+
+// inOrder checks that a text has the parts, one after the other.
+func inOrder(t *testing.T, text string, parts ...string) {
+	t.Helper()
+	rest := text
+	for _, part := range parts {
+		_, after, found := strings.Cut(rest, part)
+		if !found {
+			t.Errorf("%q is not in its place in\n%s", part, text)
+			return
+		}
+		rest = after
 	}
 }

@@ -51,6 +51,7 @@ func (r LeakReport) String() string {
 		})
 		writeStack(&b, g.Connections[0])
 	}
+	r.writeHolding(&b)
 	if len(r.LongHeld) > 0 {
 		b.WriteString("\nheld for as long, but in use or expected, and not accused:\n")
 	}
@@ -91,6 +92,34 @@ func (r LeakReport) String() string {
 		fmt.Fprintf(&b, "  %s: %s\n", d.ReturnedAt.Format(time.RFC3339), clean(d.String()))
 	}
 	return b.String()
+}
+
+// writeHolding writes who has the connections while others want one.
+func (r LeakReport) writeHolding(b *strings.Builder) {
+	if len(r.Holding) == 0 {
+		return
+	}
+	why := "the pool is full"
+	if n := r.Stats.WaitingRequests; n == 1 {
+		why = "1 request waits"
+	} else if n > 1 {
+		why = fmt.Sprintf("%d requests wait", n)
+	}
+	fmt.Fprintf(b, "\n%s; held by, the longest unused first, and nobody accused:\n", why)
+	for _, g := range r.HoldingGroups() {
+		b.WriteString("  ")
+		g.writeHead(b)
+		if m := g.Connections[0].missing(); m != "" && g.Connections[0].State != StateInCall {
+			fmt.Fprintf(b, "    still to come: %s\n", m)
+		}
+		g.writeConns(b, func(c ConnectionInfo) string {
+			doing := strings.Replace(c.Doing(), "idle for", "unused for", 1)
+			if c.Held-c.Idle-c.InCall >= time.Second {
+				doing += ", held for " + short(c.Held)
+			}
+			return doing
+		})
+	}
 }
 
 // Figures is the line that adds up: "10 of 10 in use: 6 suspected, 3 long held
@@ -304,6 +333,17 @@ func (r LeakReport) LogValue() slog.Value {
 	if sites != nil {
 		attrs = append(attrs, slog.Any("call_sites", sites))
 	}
+	var holding []string
+	for i, g := range r.HoldingGroups() {
+		if i == 10 {
+			holding = append(holding, "…")
+			break
+		}
+		holding = append(holding, fmt.Sprintf("%s ×%d, unused for %s", clean(g.CallSite.place()), len(g.Connections), short(g.Connections[0].Idle)))
+	}
+	if holding != nil {
+		attrs = append(attrs, slog.Any("held_by", holding))
+	}
 	var back []string
 	for _, c := range r.Returned {
 		back = append(back, fmt.Sprintf("%s after %s", clean(c.CallSite().place()), short(c.Held)))
@@ -393,13 +433,14 @@ func (r LeakReport) MarshalJSON() ([]byte, error) {
 		Unattributed   int              `json:"unattributed"`
 		SuspectedLeaks []ConnectionInfo `json:"suspected_leaks"`
 		LongHeld       []ConnectionInfo `json:"long_held"`
+		Holding        []ConnectionInfo `json:"holding"`
 		Returned       []ConnectionInfo `json:"returned"`
 		Leases         []QuorumStats    `json:"leases"`
 		DirtyReturns   []DirtyReturn    `json:"dirty_returns"`
 		DirtyTotal     int              `json:"dirty_returns_total"`
 		OpenStatements []OpenStatements `json:"open_statements"`
 	}{r.PoolName, r.ReportTime, r.LeakThreshold.Seconds(), r.Health, r.LeakCount(), r.Stats, r.Tracked, r.Connecting, r.Closing, r.Unattributed,
-		list(r.SuspectedLeaks), list(r.LongHeld), list(r.Returned), list(r.Leases), list(r.DirtyReturns), r.DirtyTotal, list(r.OpenStatements)})
+		list(r.SuspectedLeaks), list(r.LongHeld), list(r.Holding), list(r.Returned), list(r.Leases), list(r.DirtyReturns), r.DirtyTotal, list(r.OpenStatements)})
 }
 
 // marshal is json.Marshal, safe to be read on a terminal.

@@ -132,8 +132,8 @@ func writeJSON(ctx context.Context, w *bufio.Writer, pools []pool) error {
 			w.WriteByte(',')
 		}
 		r := p.report
-		of := map[string][]baldur.ConnectionInfo{"suspected_leaks": r.SuspectedLeaks, "long_held": r.LongHeld}
-		r.SuspectedLeaks, r.LongHeld, r.Returned = nil, nil, nil
+		of := map[string][]baldur.ConnectionInfo{"suspected_leaks": r.SuspectedLeaks, "long_held": r.LongHeld, "holding": r.Holding}
+		r.SuspectedLeaks, r.LongHeld, r.Holding, r.Returned = nil, nil, nil, nil
 		head, err := json.Marshal(r)
 		if err != nil {
 			return err

@@ -54,7 +54,7 @@ type pageView struct {
 type poolView struct {
 	Name, Health, HealthClass, Figures, Threshold string
 	Leases                                        []string
-	Suspected, LongHeld                           []groupView
+	Suspected, LongHeld, Holding                  []groupView
 	Holders                                       []connView
 	MoreHolders                                   int
 	Dirty                                         []string
@@ -136,7 +136,7 @@ func newPoolView(p pool) poolView {
 	v := poolView{
 		Name: clean(r.PoolName), Health: health(r.Health), HealthClass: string(r.Health), Figures: r.Figures(),
 		Threshold: short(r.LeakThreshold), Used: bar(p), DirtyTotal: r.DirtyTotal,
-		Suspected: newGroups(r.SuspectedLeaks), LongHeld: newGroups(r.LongHeld),
+		Suspected: newGroups(r.Groups()), LongHeld: newGroups((baldur.LeakReport{SuspectedLeaks: r.LongHeld}).Groups()), Holding: newGroups(r.HoldingGroups()),
 	}
 	for _, l := range r.Leases {
 		line := l.String()
@@ -190,9 +190,9 @@ func bar(p pool) []shareView {
 	return shares
 }
 
-func newGroups(infos []baldur.ConnectionInfo) []groupView {
+func newGroups(groups []baldur.LeakGroup) []groupView {
 	var views []groupView
-	for _, g := range (baldur.LeakReport{SuspectedLeaks: infos}).Groups() {
+	for _, g := range groups {
 		first := g.Connections[0]
 		v := groupView{Count: text.Plural(len(g.Connections), "connection"), At: at(g.CallSite), Function: shortName(g.CallSite), Oldest: short(first.Held)}
 		if first.Verdict == baldur.VerdictSuspected {
