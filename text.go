@@ -20,9 +20,9 @@ const (
 	textQuery  = 100 // characters of a query
 )
 
-// String returns the report for people: the pool's state and leases, then the suspected
-// leaks by call site, who else holds a connection for long, and which connections came
-// back dirty.
+// String returns the report for people: the pool's state and leases, then by call site
+// the suspected leaks, who holds a pool that is full or waited for, and who else holds a
+// connection for long; and which connections came back dirty.
 func (r LeakReport) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "pool %s: %s", clean(r.PoolName), r.Health)
@@ -42,13 +42,7 @@ func (r LeakReport) String() string {
 		if m := g.Connections[0].LikelyMissing(); m != "" {
 			fmt.Fprintf(&b, "    likely missing: %s\n", m)
 		}
-		g.writeConns(&b, func(c ConnectionInfo) string {
-			doing := strings.Replace(c.Doing(), "idle for", "unused for", 1)
-			if c.Held-c.Idle >= time.Second {
-				doing += ", held for " + short(c.Held)
-			}
-			return doing
-		})
+		g.writeConns(&b, ConnectionInfo.unused)
 		writeStack(&b, g.Connections[0])
 	}
 	r.writeHolding(&b)
@@ -94,6 +88,15 @@ func (r LeakReport) String() string {
 	return b.String()
 }
 
+// unused is what the holder does, first of all how long it has not used its connection.
+func (c ConnectionInfo) unused() string {
+	doing := strings.Replace(c.Doing(), "idle for", "unused for", 1)
+	if c.Held-c.Idle-c.InCall >= time.Second {
+		doing += ", held for " + short(c.Held)
+	}
+	return doing
+}
+
 // writeHolding writes who has the connections while others want one.
 func (r LeakReport) writeHolding(b *strings.Builder) {
 	if len(r.Holding) == 0 {
@@ -112,13 +115,7 @@ func (r LeakReport) writeHolding(b *strings.Builder) {
 		if m := g.Connections[0].missing(); m != "" && g.Connections[0].State != StateInCall {
 			fmt.Fprintf(b, "    still to come: %s\n", m)
 		}
-		g.writeConns(b, func(c ConnectionInfo) string {
-			doing := strings.Replace(c.Doing(), "idle for", "unused for", 1)
-			if c.Held-c.Idle-c.InCall >= time.Second {
-				doing += ", held for " + short(c.Held)
-			}
-			return doing
-		})
+		g.writeConns(b, ConnectionInfo.unused)
 	}
 }
 
@@ -308,8 +305,9 @@ func (f Frame) pkg() string {
 
 func plural(n int, what string) string { return text.Plural(n, what) }
 
-// LogValue makes a report one group of a log record: the figures, and each
-// suspected call site as "orders/orders.go:88 ×3". A handler decides the format.
+// LogValue makes a report one group of a log record: the figures, each suspected call
+// site as "orders/orders.go:88 ×3" (call_sites), and of Holding as "orders/orders.go:88 ×3,
+// unused for 20s" (held_by), ten of each. A handler decides the format.
 func (r LeakReport) LogValue() slog.Value {
 	attrs := []slog.Attr{
 		slog.String("pool", clean(r.PoolName)),
@@ -322,28 +320,21 @@ func (r LeakReport) LogValue() slog.Value {
 		slog.Int("unattributed", r.Unattributed),
 		slog.Duration("leak_threshold", r.LeakThreshold),
 	}
-	var sites []string
-	for i, g := range r.Groups() {
-		if i == 10 {
-			sites = append(sites, "…")
-			break
+	addSites := func(key string, groups []LeakGroup, more func(LeakGroup) string) {
+		var sites []string
+		for i, g := range groups {
+			if i == 10 {
+				sites = append(sites, "…")
+				break
+			}
+			sites = append(sites, fmt.Sprintf("%s ×%d", clean(g.CallSite.place()), len(g.Connections))+more(g))
 		}
-		sites = append(sites, fmt.Sprintf("%s ×%d", clean(g.CallSite.place()), len(g.Connections)))
-	}
-	if sites != nil {
-		attrs = append(attrs, slog.Any("call_sites", sites))
-	}
-	var holding []string
-	for i, g := range r.HoldingGroups() {
-		if i == 10 {
-			holding = append(holding, "…")
-			break
+		if sites != nil {
+			attrs = append(attrs, slog.Any(key, sites))
 		}
-		holding = append(holding, fmt.Sprintf("%s ×%d, unused for %s", clean(g.CallSite.place()), len(g.Connections), short(g.Connections[0].Idle)))
 	}
-	if holding != nil {
-		attrs = append(attrs, slog.Any("held_by", holding))
-	}
+	addSites("call_sites", r.Groups(), func(LeakGroup) string { return "" })
+	addSites("held_by", r.HoldingGroups(), func(g LeakGroup) string { return ", unused for " + short(g.Connections[0].Idle) })
 	var back []string
 	for _, c := range r.Returned {
 		back = append(back, fmt.Sprintf("%s after %s", clean(c.CallSite().place()), short(c.Held)))

@@ -401,7 +401,7 @@ func (t *Tracker) balance() (state sqlpool.State, ok bool, connecting, closing, 
 
 // Report looks at every connection that is out and lists the holders that are
 // suspected of a leak. It costs about 100 ns for each connection, and a few µs for
-// each call site that it meets for the first time; of a pool that is full also about 1 µs
+// each call site that it meets for the first time; of a pool that is full about 2.5 µs
 // for each connection.
 func (t *Tracker) Report() LeakReport {
 	report, _ := t.report()
