@@ -108,7 +108,11 @@ func (r LeakReport) writeHolding(b *strings.Builder) {
 	} else if n > 1 {
 		why = fmt.Sprintf("%d requests wait", n)
 	}
-	fmt.Fprintf(b, "\n%s; held by, the longest unused first, and nobody accused:\n", why)
+	held := "held"
+	if len(r.SuspectedLeaks)+len(r.LongHeld) > 0 {
+		held = "also held"
+	}
+	fmt.Fprintf(b, "\n%s; %s by, the longest unused first, not accused:\n", why, held)
 	for _, g := range r.HoldingGroups() {
 		b.WriteString("  ")
 		g.writeHead(b)
