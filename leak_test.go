@@ -467,7 +467,7 @@ func TestHolding(t *testing.T) {
 		if r.LeakCount() != 0 || len(r.LongHeld) != 0 || len(r.Holding) != 10 || len(r.HoldingGroups()) != 3 {
 			t.Errorf("%d accused, %d long held, %d holding", r.LeakCount(), len(r.LongHeld), len(r.Holding))
 		}
-		inOrder(t, r.String(), "10 of 10 in use; 25 waiting", "25 requests wait; held by, the longest unused first, not accused:",
+		inOrder(t, r.String(), "10 of 10 in use; 25 waiting", "25 requests wait; held by, the longest unused first, which accuses nobody:",
 			"8 connections taken at", "leak_test.go", "still to come: Tx.Commit or Tx.Rollback", "last: UPDATE orders", "idle in transaction for 3s", "and 3 more",
 			"1 connection taken at", "still to come: Rows.Close, or Row.Scan", "last: SELECT stock", "unused for 2s", "1 connection taken at", "last: SET x")
 		var doc struct {

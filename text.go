@@ -112,7 +112,7 @@ func (r LeakReport) writeHolding(b *strings.Builder) {
 	if len(r.SuspectedLeaks)+len(r.LongHeld) > 0 {
 		held = "also held"
 	}
-	fmt.Fprintf(b, "\n%s; %s by, the longest unused first, not accused:\n", why, held)
+	fmt.Fprintf(b, "\n%s; %s by, the longest unused first, which accuses nobody:\n", why, held)
 	for _, g := range r.HoldingGroups() {
 		b.WriteString("  ")
 		g.writeHead(b)
