@@ -214,7 +214,7 @@ func newRival(t *testing.T, dsn string) {
 	go func() { _, _ = waiter.ExecContext(ctx, "SELECT pg_advisory_lock_shared(77)") }()
 	for {
 		var n int
-		if err := holder.QueryRowContext(ctx, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted").Scan(&n); err != nil {
+		if err := holder.QueryRowContext(ctx, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND "+thisDatabase).Scan(&n); err != nil {
 			t.Fatal(err)
 		}
 		if n == 1 {

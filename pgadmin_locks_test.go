@@ -14,10 +14,13 @@ import (
 	"github.com/baldur-go/baldur/internal/pgtest"
 )
 
+// thisDatabase is the condition of pg_locks that leaves out the locks of tests beside this one.
+const thisDatabase = "database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+
 // advisoryLocks counts the advisory locks in the current database.
 func advisoryLocks(t *testing.T, db *sql.DB) (n int) {
 	t.Helper()
-	if err := db.QueryRow(`SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`).Scan(&n); err != nil {
+	if err := db.QueryRow("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND " + thisDatabase).Scan(&n); err != nil {
 		t.Fatal(err)
 	}
 	return n

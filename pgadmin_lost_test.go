@@ -82,7 +82,7 @@ func testIndexConcurrently(t *testing.T, db *sql.DB, admin *baldur.PGAdmin, wait
 				return err
 			}
 			var n int
-			fine(t, s.QueryRowContext(ctx, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted").Scan(&n))
+			fine(t, s.QueryRowContext(ctx, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND "+thisDatabase).Scan(&n))
 			if n != 0 {
 				t.Errorf("%d wait at the server", n)
 			}
@@ -236,7 +236,7 @@ func testLost(t *testing.T, admin *baldur.PGAdmin, killer *sql.DB) {
 	held, cancel := admin.LockContext(ctx, 42)
 	defer cancel()
 	var pid int
-	fine(t, killer.QueryRow("SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objid = 42 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())").Scan(&pid))
+	fine(t, killer.QueryRow("SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objid = 42 AND " + thisDatabase).Scan(&pid))
 	wait(held, pid)
 	if ok, err := admin.ReleaseAdvisoryLock(ctx, 42); ok || !errors.As(err, new(*baldur.LockLostError)) {
 		t.Errorf("release: %v, %v", ok, err)
