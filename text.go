@@ -1,6 +1,7 @@
 package baldur
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"log/slog"
@@ -26,7 +27,17 @@ const (
 func (r LeakReport) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "pool %s: %s", clean(r.PoolName), r.Health)
-	if n := len(r.SuspectedLeaks); n > 0 {
+	if r.Exhausted > 0 {
+		fmt.Fprintf(&b, " for %s", short(r.Exhausted))
+	}
+	if r.Recovered > 0 {
+		fmt.Fprintf(&b, ", recovered after %s", short(r.Recovered))
+	}
+	accused, suspected := r.Accused(), r.suspectedOnly()
+	if n := len(accused); n > 0 {
+		fmt.Fprintf(&b, ", %s", plural(n, "leak"))
+	}
+	if n := len(suspected); n > 0 {
 		fmt.Fprintf(&b, ", %s", plural(n, "suspected leak"))
 	}
 	fmt.Fprintf(&b, "\n%s\nleak threshold %s, %s\n", r.Figures(), short(r.LeakThreshold), r.ReportTime.Format(time.RFC3339))
@@ -36,9 +47,22 @@ func (r LeakReport) String() string {
 			fmt.Fprintf(&b, "    by a connection of its own, beside the pool: pg pid %d\n", l.BackendPID)
 		}
 	}
-	for _, g := range r.Groups() {
+	for _, g := range groupBySite(accused) {
+		b.WriteString("\nLEAK: ")
+		g.writeHead(&b)
+		fmt.Fprintf(&b, "    proof: %s\n", clean(g.Connections[0].Evidence))
+		if m := g.Connections[0].LikelyMissing(); m != "" {
+			fmt.Fprintf(&b, "    missing: %s\n", m)
+		}
+		g.writeConns(&b, ConnectionInfo.unused)
+		writeStack(&b, g.Connections[0])
+	}
+	for _, g := range groupBySite(suspected) {
 		b.WriteString("\nLEAK? ")
 		g.writeHead(&b)
+		if c := g.Connections[0]; c.Verdict == VerdictAbandoned {
+			fmt.Fprintf(&b, "    abandoned: %s\n", clean(c.Evidence))
+		}
 		if m := g.Connections[0].LikelyMissing(); m != "" {
 			fmt.Fprintf(&b, "    likely missing: %s\n", m)
 		}
@@ -46,6 +70,7 @@ func (r LeakReport) String() string {
 		writeStack(&b, g.Connections[0])
 	}
 	r.writeHolding(&b)
+	r.writeWaiters(&b)
 	if len(r.LongHeld) > 0 {
 		b.WriteString("\nheld for as long, but in use or expected, and not accused:\n")
 	}
@@ -79,6 +104,16 @@ func (r LeakReport) String() string {
 		}
 		fmt.Fprintf(&b, "  taken at %s, returned after %s\n", clean(c.CallSite().place()), short(c.Held))
 	}
+	for i, e := range r.ContextEnded {
+		if i == 0 {
+			b.WriteString("\nended by the ctx, and given back by database/sql:\n")
+		}
+		if i == textConns {
+			fmt.Fprintf(&b, "  and %s more\n", plural(len(r.ContextEnded)-i, "line"))
+			break
+		}
+		fmt.Fprintf(&b, "  %s\n", clean(e.String()))
+	}
 	if r.DirtyTotal > 0 {
 		fmt.Fprintf(&b, "\ncame back dirty, %d in all; the latest:\n", r.DirtyTotal)
 	}
@@ -109,7 +144,7 @@ func (r LeakReport) writeHolding(b *strings.Builder) {
 		why = fmt.Sprintf("%d requests wait", n)
 	}
 	held := "held"
-	if len(r.SuspectedLeaks)+len(r.LongHeld) > 0 {
+	if len(r.SuspectedLeaks)+len(r.Proven)+len(r.LongHeld) > 0 {
 		held = "also held"
 	}
 	fmt.Fprintf(b, "\n%s; %s by, the longest unused first, which accuses nobody:\n", why, held)
@@ -121,6 +156,38 @@ func (r LeakReport) writeHolding(b *strings.Builder) {
 		}
 		g.writeConns(b, ConnectionInfo.unused)
 	}
+}
+
+// writeWaiters writes who waits, by line.
+func (r LeakReport) writeWaiters(b *strings.Builder) {
+	for i, w := range r.Waiters {
+		if i == 0 {
+			b.WriteString("\nwho waits:\n")
+		}
+		if i == textConns {
+			fmt.Fprintf(b, "  and %s more\n", plural(len(r.Waiters)-i, "line"))
+			return
+		}
+		fmt.Fprintf(b, "  %s\n", clean(w.String()))
+	}
+}
+
+// String says it in a line: "15 wait at shop/checkout.go:17 in main.pay".
+func (w WaiterGroup) String() string {
+	verb := "wait"
+	if w.Count == 1 {
+		verb = "waits"
+	}
+	s := fmt.Sprintf("%d %s at %s in %s", w.Count, verb, w.CallSite.at(), w.CallSite.short())
+	if !w.OfPool {
+		s += ", for a connection of this pool or of another"
+	}
+	return s
+}
+
+// suspectedOnly are the suspected leaks that are not proven.
+func (r LeakReport) suspectedOnly() []ConnectionInfo {
+	return slices.DeleteFunc(slices.Clone(r.SuspectedLeaks), func(c ConnectionInfo) bool { return c.Verdict.Accuses() })
 }
 
 // Figures is the line that adds up: "10 of 10 in use: 6 suspected, 3 long held
@@ -144,13 +211,14 @@ func (r LeakReport) Figures() string {
 			parts = append(parts, fmt.Sprintf("%d %s", n, what))
 		}
 	}
-	add(len(r.SuspectedLeaks), "suspected")
+	add(len(r.Accused()), "leaked")
+	add(len(r.suspectedOnly()), "suspected")
 	add(len(r.LongHeld), "long held but used")
 	add(r.Unattributed, "not seen (taken by DB.Conn, not used yet)")
 	add(r.Connecting, "connecting")
 	add(r.Closing, "closing")
 	if parts != nil {
-		add(r.Tracked-len(r.SuspectedLeaks)-len(r.LongHeld), "other")
+		add(r.Tracked-len(r.SuspectedLeaks)-len(r.Proven)-len(r.LongHeld), "other")
 		fmt.Fprintf(&b, ": %s", strings.Join(parts, ", "))
 	}
 	if s.WaitingRequests < 0 {
@@ -309,13 +377,55 @@ func (f Frame) pkg() string {
 
 func plural(n int, what string) string { return text.Plural(n, what) }
 
-// LogValue makes a report one group of a log record: the figures, each suspected call
-// site as "orders/orders.go:88 ×3" (call_sites), and of Holding as "orders/orders.go:88 ×3,
-// unused for 20s" (held_by), ten of each. A handler decides the format.
+const logSitesMax = 10 // entries of a list
+
+// logSites are call sites for a log record, each as "orders/orders.go:88 ×3".
+func logSites(groups []LeakGroup, more func(LeakGroup) string) (sites []string) {
+	for i, g := range groups {
+		if i == logSitesMax {
+			return append(sites, "…")
+		}
+		sites = append(sites, fmt.Sprintf("%s ×%d", clean(g.CallSite.place()), len(g.Connections))+more(g))
+	}
+	return sites
+}
+
+func unusedFor(g LeakGroup) string { return ", unused for " + short(g.Connections[0].Idle) }
+
+func (r LeakReport) waitingAt() (sites []string) {
+	for i, w := range r.Waiters {
+		if i == logSitesMax {
+			return append(sites, "…")
+		}
+		sites = append(sites, clean(fmt.Sprintf("%s ×%d", w.CallSite.place(), w.Count)))
+	}
+	return sites
+}
+
+// bySite are the lines that hold connections, and those that wait, for a log record.
+func (r LeakReport) bySite() []slog.Attr {
+	all := slices.Concat(r.SuspectedLeaks, r.Proven, r.LongHeld, r.Holding)
+	slices.SortStableFunc(all, func(a, b ConnectionInfo) int { return cmp.Compare(b.Idle, a.Idle) })
+	attrs := appendList(nil, "held_by", logSites(bySite(all), unusedFor))
+	return appendList(attrs, "waiting_at", r.waitingAt())
+}
+
+func appendList(attrs []slog.Attr, key string, list []string) []slog.Attr {
+	if list == nil {
+		return attrs
+	}
+	return append(attrs, slog.Any(key, list))
+}
+
+// LogValue makes a report one group of a log record: the figures; each line that has leaked
+// for certain (leaked_at), or is suspected (call_sites), as "orders/orders.go:88 ×3"; of
+// Holding as "orders/orders.go:88 ×3, unused for 20s" (held_by); who waits (waiting_at); and
+// ContextEnded (context_ended); ten of each. A handler decides the format.
 func (r LeakReport) LogValue() slog.Value {
 	attrs := []slog.Attr{
 		slog.String("pool", clean(r.PoolName)),
 		slog.String("health", string(r.Health)),
+		slog.Int("accused", len(r.Accused())),
 		slog.Int("suspected_leaks", len(r.SuspectedLeaks)),
 		slog.Int("long_held", len(r.LongHeld)),
 		slog.Int("active_connections", r.Stats.ActiveConnections),
@@ -324,35 +434,30 @@ func (r LeakReport) LogValue() slog.Value {
 		slog.Int("unattributed", r.Unattributed),
 		slog.Duration("leak_threshold", r.LeakThreshold),
 	}
-	addSites := func(key string, groups []LeakGroup, more func(LeakGroup) string) {
-		var sites []string
-		for i, g := range groups {
-			if i == 10 {
-				sites = append(sites, "…")
-				break
-			}
-			sites = append(sites, fmt.Sprintf("%s ×%d", clean(g.CallSite.place()), len(g.Connections))+more(g))
+	plain := func(LeakGroup) string { return "" }
+	attrs = appendList(attrs, "leaked_at", logSites(groupBySite(r.Accused()), plain))
+	attrs = appendList(attrs, "call_sites", logSites(r.Groups(), plain))
+	attrs = appendList(attrs, "held_by", logSites(r.HoldingGroups(), unusedFor))
+	attrs = appendList(attrs, "waiting_at", r.waitingAt())
+	var ended []string
+	for i, e := range r.ContextEnded {
+		if i == logSitesMax {
+			ended = append(ended, "…")
+			break
 		}
-		if sites != nil {
-			attrs = append(attrs, slog.Any(key, sites))
-		}
+		ended = append(ended, clean(e.String()))
 	}
-	addSites("call_sites", r.Groups(), func(LeakGroup) string { return "" })
-	addSites("held_by", r.HoldingGroups(), func(g LeakGroup) string { return ", unused for " + short(g.Connections[0].Idle) })
+	attrs = appendList(attrs, "context_ended", ended)
 	var back []string
 	for _, c := range r.Returned {
 		back = append(back, fmt.Sprintf("%s after %s", clean(c.CallSite().place()), short(c.Held)))
 	}
-	if back != nil {
-		attrs = append(attrs, slog.Any("returned", back))
-	}
+	attrs = appendList(attrs, "returned", back)
 	var leases []string
 	for _, l := range r.Leases {
 		leases = append(leases, clean(l.String()))
 	}
-	if leases != nil {
-		attrs = append(attrs, slog.Any("leases", leases))
-	}
+	attrs = appendList(attrs, "leases", leases)
 	if r.DirtyTotal > 0 {
 		attrs = append(attrs, slog.Int("dirty_returns", r.DirtyTotal))
 	}
@@ -368,8 +473,12 @@ func (c ConnectionInfo) LogValue() slog.Value {
 		slog.Duration("held", c.Held),
 		slog.String("kind", string(c.Kind)),
 		slog.String("doing", c.Doing()),
+		slog.String("verdict", string(c.Verdict)),
 		slog.Int64("goroutine", c.GoroutineID),
 		slog.String("goroutine_state", string(c.Goroutine)),
+	}
+	if c.Evidence != "" {
+		attrs = append(attrs, slog.String("evidence", c.Evidence))
 	}
 	if c.BackendPID != 0 {
 		attrs = append(attrs, slog.Int("backend_pid", c.BackendPID))
@@ -398,6 +507,7 @@ func (c ConnectionInfo) MarshalJSON() ([]byte, error) {
 		Label           string    `json:"label,omitempty"`
 		State           State     `json:"state"`
 		Verdict         Verdict   `json:"verdict,omitempty"`
+		Evidence        string    `json:"evidence,omitempty"`
 		Doing           string    `json:"doing"`
 		InTransaction   bool      `json:"in_transaction"`
 		RowsOpen        bool      `json:"rows_open"`
@@ -409,7 +519,7 @@ func (c ConnectionInfo) MarshalJSON() ([]byte, error) {
 		LastGoroutineID int64     `json:"last_goroutine_id"`
 		BackendPID      int       `json:"backend_pid,omitempty"`
 		TraceID         string    `json:"trace_id,omitempty"`
-	}{c.ConnectionID, c.AcquiredAt, c.Held.Seconds(), c.Idle.Seconds(), c.InCall.Seconds(), c.Kind, c.Label, c.State, c.Verdict, c.Doing(),
+	}{c.ConnectionID, c.AcquiredAt, c.Held.Seconds(), c.Idle.Seconds(), c.InCall.Seconds(), c.Kind, c.Label, c.State, c.Verdict, c.Evidence, c.Doing(),
 		c.InTransaction, c.RowsOpen, c.CallSite(), list(c.StackTrace), c.QueryInfo, c.GoroutineID, c.Goroutine, c.LastGoroutineID, c.BackendPID, c.Span.String()})
 }
 
@@ -421,21 +531,26 @@ func (r LeakReport) MarshalJSON() ([]byte, error) {
 		LeakThreshold  float64          `json:"leak_threshold_seconds"`
 		Health         PoolHealthStatus `json:"health"`
 		LeakCount      int              `json:"leak_count"`
+		Exhausted      float64          `json:"exhausted_seconds"`
+		Recovered      float64          `json:"recovered_after_seconds,omitempty"`
 		Stats          PoolStats        `json:"stats"`
 		Tracked        int              `json:"tracked"`
 		Connecting     int              `json:"connecting"`
 		Closing        int              `json:"closing"`
 		Unattributed   int              `json:"unattributed"`
+		Accused        []ConnectionInfo `json:"accused"`
 		SuspectedLeaks []ConnectionInfo `json:"suspected_leaks"`
 		LongHeld       []ConnectionInfo `json:"long_held"`
 		Holding        []ConnectionInfo `json:"holding"`
+		Waiters        []WaiterGroup    `json:"waiters"`
+		ContextEnded   []ContextEnded   `json:"context_ended"`
 		Returned       []ConnectionInfo `json:"returned"`
 		Leases         []QuorumStats    `json:"leases"`
 		DirtyReturns   []DirtyReturn    `json:"dirty_returns"`
 		DirtyTotal     int              `json:"dirty_returns_total"`
 		OpenStatements []OpenStatements `json:"open_statements"`
-	}{r.PoolName, r.ReportTime, r.LeakThreshold.Seconds(), r.Health, r.LeakCount(), r.Stats, r.Tracked, r.Connecting, r.Closing, r.Unattributed,
-		list(r.SuspectedLeaks), list(r.LongHeld), list(r.Holding), list(r.Returned), list(r.Leases), list(r.DirtyReturns), r.DirtyTotal, list(r.OpenStatements)})
+	}{r.PoolName, r.ReportTime, r.LeakThreshold.Seconds(), r.Health, r.LeakCount(), r.Exhausted.Seconds(), r.Recovered.Seconds(), r.Stats, r.Tracked, r.Connecting, r.Closing, r.Unattributed,
+		list(r.Accused()), list(r.SuspectedLeaks), list(r.LongHeld), list(r.Holding), list(r.Waiters), list(r.ContextEnded), list(r.Returned), list(r.Leases), list(r.DirtyReturns), r.DirtyTotal, list(r.OpenStatements)})
 }
 
 // marshal is json.Marshal, safe to be read on a terminal.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"database/sql"
 	"database/sql/driver"
+	"fmt"
 	"math"
 	"runtime"
 	"slices"
@@ -35,6 +36,8 @@ type Tracker struct {
 	returns atomic.Int64 // counted by the return audit, where there is one
 	leaked  atomic.Int64 // checkouts that were reported as suspected
 	hooks   []Hooks
+
+	pressure pressure // what Watch and Log have sampled
 
 	announcing sync.Mutex // guards the field below, and orders the calls of Opened and Closed
 	announced  bool       // Opened was called, and Closed not since
@@ -304,14 +307,6 @@ func (t *Tracker) info(s checkout.Snapshot, now time.Duration) ConnectionInfo {
 	if used && c.Kind == KindUnknown {
 		c.Kind = Kind(s.First.String())
 	}
-	switch {
-	case s.Start > now-t.cfg.leakThreshold:
-		c.Verdict = VerdictInUse
-	case t.suspected(s, now):
-		c.Verdict = VerdictSuspected
-	default:
-		c.Verdict = VerdictLongHeld
-	}
 	since := max(0, now-s.Used)
 	switch {
 	case s.Flags&checkout.InCall != 0:
@@ -330,7 +325,28 @@ func (t *Tracker) info(s checkout.Snapshot, now time.Duration) ConnectionInfo {
 	default:
 		c.State, c.Idle = StateNoCall, since
 	}
+	c.Verdict, c.Evidence = t.judge(s, c, now)
 	return c
+}
+
+// judge finds a holder's verdict, and the evidence for it.
+func (t *Tracker) judge(s checkout.Snapshot, c ConnectionInfo, now time.Duration) (Verdict, string) {
+	// A Rows is what a connection is held by only if it was taken for one query.
+	if kind := t.sites.of(s.Site).kind; s.Gone && s.Label == "" && (kind == KindQuery || kind == KindStmt) {
+		return VerdictLost, "nothing refers to its Rows any more: nobody can close it"
+	}
+	switch {
+	case s.Start > now-t.cfg.leakThreshold:
+		return VerdictInUse, ""
+	case !t.suspected(s, now):
+		if s.Label != "" {
+			return VerdictLongHeld, "labelled as expected"
+		}
+		return VerdictLongHeld, "used within the threshold"
+	case c.Goroutine == GoroutineExited && c.LastGoroutineID == c.GoroutineID:
+		return VerdictAbandoned, fmt.Sprintf("goroutine %d, which took it and used it last, has exited; unused for %s", c.GoroutineID, short(c.Idle))
+	}
+	return VerdictSuspected, "by its age: unused for " + short(c.Idle)
 }
 
 const (
@@ -408,7 +424,7 @@ func (t *Tracker) Report() LeakReport {
 	return report
 }
 
-// report also returns the suspected leaks, in the order of SuspectedLeaks.
+// report also returns the leaks, in the order of SuspectedLeaks and then of Proven.
 func (t *Tracker) report() (LeakReport, []*checkout.Leak) {
 	state, ok, connecting, closing, unattributed := t.balance()
 	now := t.clk.Kernel()
@@ -431,15 +447,19 @@ func (t *Tracker) report() (LeakReport, []*checkout.Leak) {
 	}
 	report.DirtyReturns, report.DirtyTotal = t.DirtyReturns()
 	report.DirtyReturns = report.DirtyReturns[max(0, len(report.DirtyReturns)-reportDirty):]
-	var leaks []*checkout.Leak
+	var leaks, proven []*checkout.Leak
 	for _, s := range snapshots {
 		info := t.info(s, now)
-		switch info.Verdict {
-		case VerdictInUse:
+		suspected := s.Start <= now-t.cfg.leakThreshold && t.suspected(s, now)
+		switch {
+		case suspected || info.Verdict.Accuses():
+		case info.Verdict == VerdictLongHeld:
+			report.LongHeld = append(report.LongHeld, info)
+			continue
+		case s.Start <= until:
 			report.Holding = append(report.Holding, info)
 			continue
-		case VerdictLongHeld:
-			report.LongHeld = append(report.LongHeld, info)
+		default: // its Rows is gone, and that proves nothing
 			continue
 		}
 		info.mayWait = stats.WaitingRequests > 0 && info.Goroutine == GoroutineAlive && info.LastGoroutineID == info.GoroutineID
@@ -447,18 +467,49 @@ func (t *Tracker) report() (LeakReport, []*checkout.Leak) {
 			if fresh {
 				t.leaked.Add(1)
 			}
-			report.SuspectedLeaks = append(report.SuspectedLeaks, info)
-			leaks = append(leaks, l)
+			list, of := &report.SuspectedLeaks, &leaks
+			if !suspected {
+				list, of = &report.Proven, &proven
+			}
+			*list, *of = append(*list, info), append(*of, l)
 		}
 	}
+	leaks = append(leaks, proven...)
 	slices.SortStableFunc(report.Holding, func(a, b ConnectionInfo) int { return cmp.Compare(b.Idle, a.Idle) })
-	report.Health = stats.health(t.cfg.warning, t.cfg.critical, len(report.SuspectedLeaks))
+	report.Health = stats.health(t.cfg.warning, t.cfg.critical, len(report.SuspectedLeaks)+len(report.Proven))
 	if t.isClosed() {
 		report.Health = HealthClosed
 	}
 	report.OpenStatements = t.openStatements()
+	report.ContextEnded = t.contextEnded()
+	report.Exhausted = t.pressure.exhausted()
 	t.settle(leaks)
 	return report, leaks
+}
+
+// contextEnded returns what the ledger has counted by site, by line.
+func (t *Tracker) contextEnded() (all []ContextEnded) {
+	index := map[Frame]int{}
+	for s, e := range t.ledger.ContextEnds() {
+		info := t.sites.of(s)
+		at := ConnectionInfo{StackTrace: info.frames, site: info.at}.CallSite()
+		i, ok := index[at]
+		if !ok {
+			i = len(all)
+			index[at] = i
+			all = append(all, ContextEnded{CallSite: at})
+		}
+		all[i].Count += int(e.Count)
+		all[i].NotClosed += int(e.NotClosed)
+		all[i].Held += e.Held // in all, for now
+	}
+	for i := range all {
+		all[i].Held /= time.Duration(all[i].Count)
+	}
+	slices.SortFunc(all, func(a, b ContextEnded) int {
+		return cmp.Or(cmp.Compare(b.NotClosed, a.NotClosed), cmp.Compare(b.Count, a.Count), cmp.Compare(a.CallSite.String(), b.CallSite.String()))
+	})
+	return all
 }
 
 func (t *Tracker) openStatements() (all []OpenStatements) {

@@ -42,6 +42,10 @@ func CurrentG() G {
 	return G{p, *(*uint64)(unsafe.Add(p, layout.id))}
 }
 
+// Elsewhere tells that the calling goroutine is certainly another one than g. It takes a
+// nanosecond; where Self reports no liveness it is false.
+func (g G) Elsewhere() bool { return g.p != nil && CurrentG() != g }
+
 // ID returns the goroutine's number as stack dumps show it, from 1; 0 for the zero G. Numbers are
 // not used again, except by threads which C made: each keeps its number from callback to callback.
 func (g G) ID() int64 { return int64(g.id) }

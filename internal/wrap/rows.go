@@ -5,6 +5,7 @@ import (
 	"database/sql/driver"
 	"io"
 	"reflect"
+	"weak"
 
 	"github.com/baldur-go/baldur/internal/checkout"
 	"github.com/baldur-go/baldur/internal/pqconn"
@@ -33,6 +34,9 @@ var (
 // Rows through sql.Conn.Raw may close one twice. An open rows is not reachable from
 // its connection, which would keep an abandoned one from being collected.
 type rows struct {
+	handle checkout.Handle
+	weak   weak.Pointer[checkout.Handle] // to handle
+
 	rec   *checkout.Record
 	inner driver.Rows
 	c     *conn
@@ -52,12 +56,13 @@ func (c *conn) wrapRows(ctx context.Context, inner driver.Rows, stmt bool) drive
 	r := c.free
 	if r == nil {
 		r = &rows{rec: c.rec, c: c}
+		r.weak = weak.Make(&r.handle)
 	} else {
 		c.free = r.next
 	}
 	// Field by field: writing pointers is expensive while garbage is collected.
 	r.inner, r.ctx, r.seq, r.stmt = inner, ctx, c.rec.Seq, stmt
-	c.rec.OpenRows()
+	c.rec.OpenRows(r.weak)
 	return scannerRows(r)
 }
 
