@@ -481,14 +481,15 @@ func (t *Tracker) report() (LeakReport, []*checkout.Leak) {
 		report.Health = HealthClosed
 	}
 	report.OpenStatements = t.openStatements()
-	report.ContextEnded = t.contextEnded()
+	report.ContextEnded = t.ContextEnded()
 	report.Exhausted = t.pressure.exhausted()
 	t.settle(leaks)
 	return report, leaks
 }
 
-// contextEnded returns what the ledger has counted by site, by line.
-func (t *Tracker) contextEnded() (all []ContextEnded) {
+// ContextEnded returns the lines of code whose connections came back because their ctx had
+// ended, since the tracker was made, those with the most that were not closed first.
+func (t *Tracker) ContextEnded() (all []ContextEnded) {
 	index := map[Frame]int{}
 	for s, e := range t.ledger.ContextEnds() {
 		info := t.sites.of(s)

@@ -54,7 +54,8 @@ type pageView struct {
 type poolView struct {
 	Name, Health, HealthClass, Figures, Threshold string
 	Leases                                        []string
-	Suspected, LongHeld, Holding                  []groupView
+	Accused, Suspected, LongHeld, Holding         []groupView
+	Waiters, Ended                                []string
 	Holders                                       []connView
 	MoreHolders                                   int
 	Dirty                                         []string
@@ -74,6 +75,8 @@ type groupView struct {
 	At, Function string
 	Oldest       string
 	Missing      string
+	Evidence     string
+	Proven       bool
 	Query        string // of all, or ""
 	Conns        []connView
 	More         int
@@ -105,7 +108,7 @@ func writePage(_ context.Context, w *bufio.Writer, pools []pool) error {
 func newPage(pools []pool, sites []baldur.CallSiteStats, now time.Time) pageView {
 	v := pageView{Style: template.CSS(pageStyle), Summary: summary(pools), Time: now.Format("2006-01-02 15:04:05 MST")}
 	pools = slices.SortedStableFunc(slices.Values(pools), func(a, b pool) int {
-		return cmp.Or(cmp.Compare(b.severity(), a.severity()), cmp.Compare(b.report.LeakCount(), a.report.LeakCount()))
+		return cmp.Or(cmp.Compare(b.severity(), a.severity()), cmp.Compare(len(b.report.Accused()), len(a.report.Accused())), cmp.Compare(b.report.LeakCount(), a.report.LeakCount()))
 	})
 	if len(pools) > 0 {
 		v.Class = [...]string{"good", "warn", "bad"}[pools[0].severity()]
@@ -123,7 +126,7 @@ func newPage(pools []pool, sites []baldur.CallSiteStats, now time.Time) pageView
 // severity is from 0, all is well, to 2.
 func (p pool) severity() int {
 	switch h := p.report.Health; {
-	case p.report.LeakCount() > 0, h == baldur.HealthExhausted, h == baldur.HealthCritical:
+	case p.report.LeakCount()+len(p.report.Proven) > 0, h == baldur.HealthExhausted, h == baldur.HealthCritical:
 		return 2
 	case h != baldur.HealthHealthy:
 		return 1
@@ -136,7 +139,16 @@ func newPoolView(p pool) poolView {
 	v := poolView{
 		Name: clean(r.PoolName), Health: health(r.Health), HealthClass: string(r.Health), Figures: r.Figures(),
 		Threshold: short(r.LeakThreshold), Used: bar(p), DirtyTotal: r.DirtyTotal,
-		Suspected: newGroups(r.Groups()), LongHeld: newGroups((baldur.LeakReport{SuspectedLeaks: r.LongHeld}).Groups()), Holding: newGroups(r.HoldingGroups()),
+		Accused: bySite(r.Accused()), Suspected: bySite(suspectedOnly(r)), LongHeld: bySite(r.LongHeld), Holding: newGroups(r.HoldingGroups()),
+	}
+	if r.Exhausted > 0 {
+		v.Health += " for " + short(r.Exhausted)
+	}
+	for _, w := range r.Waiters[:min(len(r.Waiters), pageSites)] {
+		v.Waiters = append(v.Waiters, clean(w.String()))
+	}
+	for _, e := range r.ContextEnded[:min(len(r.ContextEnded), pageSites)] {
+		v.Ended = append(v.Ended, clean(e.String()))
 	}
 	for _, l := range r.Leases {
 		line := l.String()
@@ -155,13 +167,20 @@ func newPoolView(p pool) poolView {
 		v.Holders = append(v.Holders, newConn(c))
 	}
 	v.MoreHolders = len(p.holders) - len(v.Holders)
-	if len(v.Suspected) > 0 {
-		v.Suspected[0].First = true
+	for _, groups := range [][]groupView{v.Accused, v.Suspected} {
+		if len(groups) > 0 {
+			groups[0].First = true
+			break
+		}
 	}
 	return v
 }
 
-// bar divides a pool into suspected, long held, otherwise in use, and free
+func bySite(infos []baldur.ConnectionInfo) []groupView {
+	return newGroups((baldur.LeakReport{SuspectedLeaks: infos}).Groups())
+}
+
+// bar divides a pool into accused, suspected, long held, otherwise in use, and free
 // connections; nothing where its size is not known or has no limit.
 func bar(p pool) []shareView {
 	s := p.report.Stats
@@ -169,7 +188,7 @@ func bar(p pool) []shareView {
 	if s.MaxConnections <= 0 || s.ActiveConnections < 0 {
 		return nil
 	}
-	leaks, long := len(p.report.SuspectedLeaks), len(p.report.LongHeld)
+	proven, leaks, long := len(p.report.Accused()), len(suspectedOnly(p.report)), len(p.report.LongHeld)
 	var shares []shareView
 	left := 0
 	for _, part := range []struct {
@@ -177,9 +196,10 @@ func bar(p pool) []shareView {
 		class string
 		title string
 	}{
-		{min(leaks, size), "suspected", "suspected"},
-		{min(long, max(0, size-leaks)), "long_held", "long held"},
-		{max(0, s.ActiveConnections-leaks-long), "in_use", "in use"},
+		{min(proven, size), "accused", "leaked"},
+		{min(leaks, max(0, size-proven)), "suspected", "suspected"},
+		{min(long, max(0, size-proven-leaks)), "long_held", "long held"},
+		{max(0, s.ActiveConnections-proven-leaks-long), "in_use", "in use"},
 	} {
 		if part.n > 0 {
 			x, end := left*1000/size, (left+part.n)*1000/size
@@ -195,7 +215,11 @@ func newGroups(groups []baldur.LeakGroup) []groupView {
 	for _, g := range groups {
 		first := g.Connections[0]
 		v := groupView{Count: text.Plural(len(g.Connections), "connection"), At: at(g.CallSite), Function: shortName(g.CallSite), Oldest: short(first.Held)}
-		if first.Verdict == baldur.VerdictSuspected {
+		switch first.Verdict {
+		case baldur.VerdictLost, baldur.VerdictDeadlock, baldur.VerdictAbandoned:
+			v.Evidence, v.Proven = clean(first.Evidence), first.Verdict.Accuses()
+			fallthrough
+		case baldur.VerdictSuspected:
 			v.Missing = first.LikelyMissing()
 		}
 		v.ShowQueries = slices.ContainsFunc(g.Connections, func(c baldur.ConnectionInfo) bool { return c.QueryInfo != first.QueryInfo })

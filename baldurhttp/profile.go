@@ -25,10 +25,10 @@ const profileQuery = 120 // bytes of a query that a label has
 //
 // so that a flame graph shows who keeps connections away from others, and with
 // -sample_index=connections who has how many. Its labels are pool, verdict
-// (suspected, long_held, in_use: see [baldur.Verdict]), state, kind, and where
+// (lost, deadlock, abandoned, suspected, long_held, in_use: see [baldur.Verdict]), state, kind, and where
 // they are known goroutine_state, label, query (an excerpt), trace_id;
 // as numbers, goroutine, connection, backend_pid, and idle in nanoseconds: so
-// -tagfocus=verdict=suspected and -tagfocus=idle=5m: choose among the samples.
+// -tagfocus=verdict=lost|suspected|abandoned and -tagfocus=idle=5m: choose among the samples.
 func WriteProfile(w io.Writer, trackers ...*baldur.Tracker) error {
 	if len(trackers) == 0 {
 		trackers = baldur.Trackers()

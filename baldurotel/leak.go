@@ -3,6 +3,7 @@ package baldurotel
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
@@ -21,10 +22,15 @@ const (
 
 // leaks tells the news of Tracker.Watch.
 func (p *pool) leaks(news baldur.LeakReport) {
-	for _, c := range news.SuspectedLeaks {
-		attrs := append(p.leakAttributes(c), attribute.String("baldur.connection.state", string(c.State)))
-		body := fmt.Sprintf("connection %d of pool %s is held for %s and looks leaked: %s; taken by %v",
-			c.ConnectionID, p.name.Load().attr.Value.AsString(), c.Held.Round(time.Millisecond), c.Doing(), c.CallSite())
+	for _, c := range slices.Concat(news.Proven, news.SuspectedLeaks) {
+		attrs := append(p.leakAttributes(c), attribute.String("baldur.connection.state", string(c.State)),
+			attribute.String("baldur.connection.verdict", string(c.Verdict)))
+		looks := "looks leaked"
+		if c.Verdict.Accuses() {
+			looks = "is leaked (" + c.Evidence + ")"
+		}
+		body := fmt.Sprintf("connection %d of pool %s is held for %s and %s: %s; taken by %v",
+			c.ConnectionID, p.name.Load().attr.Value.AsString(), c.Held.Round(time.Millisecond), looks, c.Doing(), c.CallSite())
 		p.emit(leakEvent, log.SeverityWarn, body, news.ReportTime, c, attrs)
 		if c.Span.IsValid() {
 			_, s := p.tracer.Start(context.Background(), leakEvent, trace.WithAttributes(attrs...),

@@ -112,6 +112,15 @@ func (p *pool) observe(t *baldur.Tracker, name attribute.KeyValue) (metric.Regis
 	if err != nil {
 		return nil, err
 	}
+	ended, err := p.meter.Int64ObservableCounter("baldur.client.connection.context_ended", metric.WithUnit("{checkout}"),
+		metric.WithDescription("Checkouts that database/sql has ended because their ctx had ended, by whether the program had closed: no, or unknown."))
+	if err != nil {
+		return nil, err
+	}
+	closed := func(how string) metric.ObserveOption {
+		return metric.WithAttributeSet(attribute.NewSet(name, attribute.String("baldur.connection.closed", how)))
+	}
+	notClosed, unknown := closed("no"), closed("unknown")
 	state := func(s dbconv.ClientConnectionStateAttr) metric.ObserveOption {
 		return metric.WithAttributeSet(attribute.NewSet(name, count.AttrClientConnectionState(s)))
 	}
@@ -121,6 +130,12 @@ func (p *pool) observe(t *baldur.Tracker, name attribute.KeyValue) (metric.Regis
 			o.ObserveInt64(count.Inst(), int64(i), idle)
 			o.ObserveInt64(count.Inst(), int64(u), used)
 		}
+		var all, not int64
+		for _, e := range t.ContextEnded() {
+			all, not = all+int64(e.Count), not+int64(e.NotClosed)
+		}
+		o.ObserveInt64(ended, not, notClosed)
+		o.ObserveInt64(ended, all-not, unknown)
 		s := t.Stats()
 		if s.MaxConnections > 0 {
 			o.ObserveInt64(limit.Inst(), int64(s.MaxConnections), named)
@@ -129,7 +144,7 @@ func (p *pool) observe(t *baldur.Tracker, name attribute.KeyValue) (metric.Regis
 			o.ObserveInt64(pending.Inst(), int64(s.WaitingRequests), named)
 		}
 		return nil
-	}, count.Inst(), limit.Inst(), pending.Inst())
+	}, count.Inst(), limit.Inst(), pending.Inst(), ended)
 }
 
 func (p *pool) connected(ctx context.Context, took time.Duration) {

@@ -48,6 +48,7 @@ func WithoutDBStats() Option {
 
 // NewCollector returns a collector of the go_sql_* metrics and these:
 //
+//	baldur_accused_connections           gauge    leaked for certain: see [baldur.Verdict]
 //	baldur_suspected_connections         gauge    out, and unused for the leak threshold
 //	baldur_long_held_connections         gauge    out for that long, but in use or labelled
 //	baldur_tracked_connections           gauge    out, with a holder that is known
@@ -55,7 +56,9 @@ func WithoutDBStats() Option {
 //	baldur_waiting_requests              gauge    for a connection; absent where unknown
 //	baldur_oldest_holder_age_seconds     gauge    0 if no connection is out
 //	baldur_leak_threshold_seconds        gauge
-//	baldur_leaks_total                   counter  checkouts that have been suspected
+//	baldur_leaks_total                   counter  checkouts that have been accused or suspected
+//	baldur_context_ended_total           counter  checkouts that the end of their ctx has ended
+//	baldur_not_closed_total              counter  those that were surely not closed: see [baldur.ContextEnded]
 //	baldur_dirty_returns_total           counter  what WithReturnAudit has found
 //	baldur_connection_use_seconds        histogram
 //
