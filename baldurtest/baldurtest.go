@@ -142,7 +142,7 @@ func describe(pool string, holders []baldur.ConnectionInfo, unattributed int) st
 	fmt.Fprintf(&b, "baldurtest: connections left out of %s: %d", nameOf(pool), n)
 	for _, h := range holders {
 		site := h.CallSite()
-		fmt.Fprintf(&b, "\n  %s:%d: %s: %s, held for %s, %s", site.File, site.Line, site.Function, h.Kind, h.Held.Round(time.Millisecond), h.Doing())
+		fmt.Fprintf(&b, "\n  %s:%d: %s: %s, held for %s, %s", text.Clean(site.File), site.Line, text.Clean(site.Function), h.Kind, text.Short(h.Held), h.Doing())
 		if m := h.LikelyMissing(); m != "" {
 			fmt.Fprintf(&b, "\n      likely missing: %s", m)
 		}
