@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/baldur-go/baldur/internal/text"
 )
 
 // Backend is a session of the server's (the manual's 28.2.3, pg_stat_activity).
@@ -117,11 +119,7 @@ func (n *BlockingNode) String() string {
 }
 
 func (n *BlockingNode) write(b *strings.Builder, depth int) {
-	query := strings.Join(strings.Fields(n.Query), " ")
-	if r := []rune(query); len(r) > 80 {
-		query = string(r[:79]) + "…"
-	}
-	fmt.Fprintf(b, "%s%d %s %s: %s\n", strings.Repeat("    ", depth), n.PID, n.ApplicationName, n.State, query)
+	fmt.Fprintf(b, "%s%d %s %s: %s\n", strings.Repeat("    ", depth), n.PID, text.Clean(n.ApplicationName), n.State, text.OneLine(n.Query, 80))
 	for _, c := range n.Blocks {
 		c.write(b, depth+1)
 	}

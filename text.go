@@ -336,25 +336,10 @@ func writeStack(b *strings.Builder, c ConnectionInfo) {
 }
 
 // excerpt is a query, or other foreign text, on one line and not too long.
-func excerpt(query string) string {
-	const more = " …"
-	if len(query) > 8*textQuery {
-		query = query[:8*textQuery] + more
-	}
-	s := clean(strings.Join(strings.Fields(query), " "))
-	if r := []rune(s); len(r) > textQuery {
-		return strings.TrimSuffix(string(r[:textQuery]), " ") + more
-	}
-	return s
-}
+func excerpt(query string) string { return text.OneLine(query, textQuery) }
 
-// shorten cuts s after n characters.
-func shorten(s string, n int) string {
-	if utf8.RuneCountInString(s) <= n {
-		return s
-	}
-	return string([]rune(s)[:n]) + " …"
-}
+// shorten cuts s after n bytes.
+func shorten(s string, n int) string { return text.Cut(s, n) }
 
 func clean(s string) string { return text.Clean(s) }
 

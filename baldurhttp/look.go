@@ -92,7 +92,7 @@ func summary(pools []pool) string {
 			healthy++
 			continue
 		}
-		parts = append(parts, fmt.Sprintf("pool %s: %s, %s", clean(p.report.PoolName), health(p.report.Health), usage(p.report.Stats)))
+		parts = append(parts, fmt.Sprintf("pool %s: %s, %s", text.Clean(p.report.PoolName), health(p.report.Health), usage(p.report.Stats)))
 	}
 	if healthy > 0 {
 		parts = append(parts, text.Plural(healthy, "healthy pool"))
@@ -217,5 +217,3 @@ func quote(s string) []byte {
 	b, _ := json.Marshal(s)
 	return text.JSON(b)
 }
-
-func clean(s string) string { return text.Clean(s) }

@@ -22,7 +22,7 @@ const (
 	pageConns   = 20  // connections of a call site
 	pageHolders = 200 // holders of a pool
 	pageSites   = 10  // call sites of the program
-	pageQuery   = 300 // bytes of a query in the head of a call site
+	pageQuery   = 300 // characters of a query in the head of a call site
 )
 
 //go:embed page.html
@@ -118,7 +118,7 @@ func newPage(pools []pool, sites []baldur.CallSiteStats, now time.Time) pageView
 	}
 	for _, s := range sites[:min(len(sites), pageSites)] {
 		site := s.CallSite()
-		v.Sites = append(v.Sites, siteView{at(site), shortName(site), string(s.Kind), s.Returned, short(s.P50), short(s.P99)})
+		v.Sites = append(v.Sites, siteView{at(site), shortName(site), string(s.Kind), s.Returned, text.Short(s.P50), text.Short(s.P99)})
 	}
 	return v
 }
@@ -137,28 +137,28 @@ func (p pool) severity() int {
 func newPoolView(p pool) poolView {
 	r := p.report
 	v := poolView{
-		Name: clean(r.PoolName), Health: health(r.Health), HealthClass: string(r.Health), Figures: r.Figures(),
-		Threshold: short(r.LeakThreshold), Used: bar(p), DirtyTotal: r.DirtyTotal,
+		Name: text.Clean(r.PoolName), Health: health(r.Health), HealthClass: string(r.Health), Figures: r.Figures(),
+		Threshold: text.Short(r.LeakThreshold), Used: bar(p), DirtyTotal: r.DirtyTotal,
 		Accused: bySite(r.Accused()), Suspected: bySite(suspectedOnly(r)), LongHeld: bySite(r.LongHeld), Holding: newGroups(r.HoldingGroups()),
 	}
 	if r.Exhausted > 0 {
-		v.Health += " for " + short(r.Exhausted)
+		v.Health += " for " + text.Short(r.Exhausted)
 	}
 	for _, w := range r.Waiters[:min(len(r.Waiters), pageSites)] {
-		v.Waiters = append(v.Waiters, clean(w.String()))
+		v.Waiters = append(v.Waiters, text.Clean(w.String()))
 	}
 	for _, e := range r.ContextEnded[:min(len(r.ContextEnded), pageSites)] {
-		v.Ended = append(v.Ended, clean(e.String()))
+		v.Ended = append(v.Ended, text.Clean(e.String()))
 	}
 	for _, l := range r.Leases {
 		line := l.String()
 		if l.BackendPID != 0 {
 			line += "; by a connection of its own, beside the pool: pg pid " + strconv.Itoa(l.BackendPID)
 		}
-		v.Leases = append(v.Leases, clean(line))
+		v.Leases = append(v.Leases, text.Clean(line))
 	}
 	for _, d := range r.DirtyReturns {
-		v.Dirty = append(v.Dirty, d.ReturnedAt.Format("2006-01-02 15:04:05 MST")+": "+clean(d.String()))
+		v.Dirty = append(v.Dirty, d.ReturnedAt.Format("2006-01-02 15:04:05 MST")+": "+text.Clean(d.String()))
 	}
 	for _, s := range r.OpenStatements[:min(len(r.OpenStatements), pageConns)] {
 		v.OpenStatements = append(v.OpenStatements, "connection "+strconv.FormatInt(s.ConnectionID, 10)+": "+text.Plural(s.Open, "statement")+" open")
@@ -214,10 +214,10 @@ func newGroups(groups []baldur.LeakGroup) []groupView {
 	var views []groupView
 	for _, g := range groups {
 		first := g.Connections[0]
-		v := groupView{Count: text.Plural(len(g.Connections), "connection"), At: at(g.CallSite), Function: shortName(g.CallSite), Oldest: short(first.Held)}
+		v := groupView{Count: text.Plural(len(g.Connections), "connection"), At: at(g.CallSite), Function: shortName(g.CallSite), Oldest: text.Short(first.Held)}
 		switch first.Verdict {
 		case baldur.VerdictLost, baldur.VerdictDeadlock, baldur.VerdictAbandoned:
-			v.Evidence, v.Proven = clean(first.Evidence), first.Verdict.Accuses()
+			v.Evidence, v.Proven = text.Clean(first.Evidence), first.Verdict.Accuses()
 			fallthrough
 		case baldur.VerdictSuspected:
 			v.Missing = first.LikelyMissing()
@@ -232,7 +232,7 @@ func newGroups(groups []baldur.LeakGroup) []groupView {
 		}
 		v.More = len(g.Connections) - len(v.Conns)
 		for _, f := range first.StackTrace {
-			v.Stack = append(v.Stack, frameView{clean(f.Function), clean(f.File) + ":" + strconv.Itoa(f.Line)})
+			v.Stack = append(v.Stack, frameView{text.Clean(f.Function), text.Clean(f.File) + ":" + strconv.Itoa(f.Line)})
 		}
 		views = append(views, v)
 	}
@@ -241,8 +241,8 @@ func newGroups(groups []baldur.LeakGroup) []groupView {
 
 func newConn(c baldur.ConnectionInfo) connView {
 	return connView{
-		Held: short(c.Held), Doing: c.Doing(), At: at(c.CallSite()), Function: shortName(c.CallSite()), Kind: string(c.Kind),
-		Label: clean(c.Label), Query: text.OneLine(c.QueryInfo, pageQuery), Trace: c.Span.String(),
+		Held: text.Short(c.Held), Doing: c.Doing(), At: at(c.CallSite()), Function: shortName(c.CallSite()), Kind: string(c.Kind),
+		Label: text.Clean(c.Label), Query: text.OneLine(c.QueryInfo, pageQuery), Trace: c.Span.String(),
 		Goroutine: c.GoroutineID, LastGoroutine: c.LastGoroutineID, BackendPID: int64(c.BackendPID), ID: c.ConnectionID,
 		Exited: c.Goroutine == baldur.GoroutineExited, Verdict: c.Verdict,
 	}
@@ -250,17 +250,15 @@ func newConn(c baldur.ConnectionInfo) connView {
 
 // at is the place in short, as in the text of a report: "orders/orders.go:88".
 func at(f baldur.Frame) string {
-	_, place, _ := strings.Cut(clean(f.String()), " (")
+	_, place, _ := strings.Cut(text.Clean(f.String()), " (")
 	return strings.TrimSuffix(place, ")")
 }
 
 // shortName is the function's, as in the text of a report.
 func shortName(f baldur.Frame) string {
-	name, _, _ := strings.Cut(clean(f.String()), " (")
+	name, _, _ := strings.Cut(text.Clean(f.String()), " (")
 	if strings.HasPrefix(f.Function, "database/sql.") {
 		name += ", started by a go statement"
 	}
 	return name
 }
-
-func short(d time.Duration) string { return text.Short(d) }

@@ -14,6 +14,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/baldur-go/baldur"
+	"github.com/baldur-go/baldur/internal/text"
 )
 
 // The buckets of the histograms, in seconds. A connection may be held for an hour.
@@ -64,7 +65,7 @@ func newPool(c *config, queryText bool) *pool {
 
 // opened: the pool has come into use, under the name that it has now.
 func (p *pool) opened(t *baldur.Tracker) {
-	attr := semconv.DBClientConnectionPoolName(clean(t.PoolName(), maxName))
+	attr := semconv.DBClientConnectionPoolName(text.Cut(t.PoolName(), maxName))
 	set := attribute.NewSet(attr)
 	p.name.Store(&poolName{attr, set, []metric.RecordOption{metric.WithAttributeSet(set)}})
 	var registered []metric.Registration

@@ -17,13 +17,12 @@ import (
 	"hash/fnv"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/baldur-go/baldur"
+	"github.com/baldur-go/baldur/internal/text"
 )
 
 // An Option sets one thing about a collector.
@@ -182,16 +181,12 @@ const maxLabel = 128 // bytes
 
 // label makes a name a label's value.
 func label(name string) string {
-	if len(name) <= maxLabel && utf8.ValidString(name) {
+	if text.Head(name, maxLabel) == name {
 		return name
 	}
 	h := fnv.New64a()
 	h.Write([]byte(name))
-	short := name[:min(len(name), maxLabel)]
-	for len(short) < len(name) && short != "" && !utf8.RuneStart(name[len(short)]) {
-		short = short[:len(short)-1]
-	}
-	return fmt.Sprintf("%s~%016x", strings.ToValidUTF8(short, "\ufffd"), h.Sum64())
+	return fmt.Sprintf("%s~%016x", text.Head(name, maxLabel), h.Sum64())
 }
 
 // useTimes makes a histogram of every fourth of baldur's bounds from 16 µs to

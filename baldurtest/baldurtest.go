@@ -185,7 +185,7 @@ func describe(pool string, found state) string {
 	}
 	for _, h := range found.holders {
 		site := h.CallSite()
-		fmt.Fprintf(&b, "\n  %s:%d: %s: %s, held for %s, %s", site.File, site.Line, site.Function, h.Kind, h.Held.Round(time.Millisecond), h.Doing())
+		fmt.Fprintf(&b, "\n  %s:%d: %s: %s, held for %s, %s", text.Clean(site.File), site.Line, text.Clean(site.Function), h.Kind, text.Short(h.Held), h.Doing())
 		if h.Verdict.Accuses() {
 			fmt.Fprintf(&b, "\n      proof: %s", h.Evidence)
 		}
@@ -209,7 +209,7 @@ func describe(pool string, found state) string {
 		fmt.Fprintf(&b, "baldurtest: not closed before the ctx ended, in %s:", nameOf(pool))
 	}
 	for _, e := range found.ended {
-		fmt.Fprintf(&b, "\n  %s:%d: %s: %d, held for %s", e.CallSite.File, e.CallSite.Line, e.CallSite.Function, e.NotClosed, e.Held.Round(time.Millisecond))
+		fmt.Fprintf(&b, "\n  %s:%d: %s: %d, held for %s", text.Clean(e.CallSite.File), e.CallSite.Line, text.Clean(e.CallSite.Function), e.NotClosed, text.Short(e.Held))
 	}
 	return b.String()
 }
