@@ -4,15 +4,12 @@ import (
 	"context"
 	"database/sql"
 	"errors"
-	"fmt"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/baldur-go/baldur/internal/lockqueue"
 	"github.com/baldur-go/baldur/internal/pgsession"
-	"github.com/baldur-go/baldur/internal/pgsql"
 	"github.com/baldur-go/baldur/internal/sqlpool"
 )
 
@@ -54,6 +51,8 @@ type PGAdminProvider interface {
 // ErrPGAdminClosed is returned by calls of a closed [PGAdmin] that would keep a
 // connection.
 var ErrPGAdminClosed = errors.New("baldur: the PGAdmin is closed")
+
+var errNoPostgres = errors.New("baldur: there is no PostgreSQL: the pool is nil, or this is a NoopPGAdmin's")
 
 // PGAdmin does PostgreSQL administration on a pool. It works on any *sql.DB of a
 // PostgreSQL; on one of baldur's the connections that it keeps have names in the
@@ -195,122 +194,6 @@ func (p *PGAdmin) ActiveConnectionCount(ctx context.Context) (int, error) {
 	return s.Active, err
 }
 
-// maxSleep bounds what a slip of a unit can do to a server.
-const maxSleep = time.Hour
-
-// seconds checks a duration of sleep and writes it for pg_sleep.
-func seconds(what string, d time.Duration) (string, error) {
-	if d < 0 || d > maxSleep {
-		return "", fmt.Errorf("baldur: %s is %v; it must be from 0 to %v", what, d, maxSleep)
-	}
-	return "'" + strconv.FormatFloat(d.Seconds(), 'f', -1, 64) + "'::pg_catalog.float8", nil
-}
-
-// Sleep has the server sleep for d, from 0 to 1 h (the manual's 9.9.5, pg_sleep).
-func (p *PGAdmin) Sleep(ctx context.Context, d time.Duration) error {
-	s, err := seconds("Sleep: the duration", d)
-	if err != nil {
-		return err
-	}
-	return p.row(ctx, "SELECT pg_catalog.pg_sleep("+s+")::pg_catalog.text", new(string))
-}
-
-// ExecuteSlowQuery runs a query that takes d at least, from 0 to 1 h.
-func (p *PGAdmin) ExecuteSlowQuery(ctx context.Context, d time.Duration) error {
-	s, err := seconds("ExecuteSlowQuery: the duration", d)
-	if err != nil {
-		return err
-	}
-	return p.row(ctx, "SELECT pg_catalog.count(*) FROM pg_catalog.generate_series(1::pg_catalog.int4, 1000::pg_catalog.int4), pg_catalog.pg_sleep("+s+")", new(int))
-}
-
-// BackendPIDWithDelay returns the process id of the backend that has slept for
-// delay, from 0 to 1 h: it is one statement.
-func (p *PGAdmin) BackendPIDWithDelay(ctx context.Context, delay time.Duration) (int, error) {
-	s, err := seconds("BackendPIDWithDelay: the delay", delay)
-	if err != nil {
-		return 0, err
-	}
-	var pid int
-	err = p.row(ctx, "SELECT pg_catalog.pg_backend_pid() FROM pg_catalog.pg_sleep("+s+")", &pid)
-	return pid, err
-}
-
-// Aggregate sums up a table's column price. Without rows, or where all prices
-// are NULL, the prices are 0.
-type Aggregate struct {
-	TotalCount int64   `json:"total_count"`
-	AvgPrice   float64 `json:"avg_price"`
-	MaxPrice   float64 `json:"max_price"`
-	MinPrice   float64 `json:"min_price"`
-}
-
-// ExecuteAggregateQuery sums up the column price of a table.
-//
-// table is the table's name as it is, with capitals and spaces: "orders",
-// "shop.Orders". It is quoted, part by part. A part that contains a dot or a
-// double quote is given as SQL has it: `shop."odd.name"`. A name that is empty,
-// has more than two parts, a part of more than 63 bytes (which PostgreSQL would
-// silently cut), a zero byte or invalid UTF-8 is an error.
-func (p *PGAdmin) ExecuteAggregateQuery(ctx context.Context, table string) (Aggregate, error) {
-	t, err := pgsql.QuoteTable(table)
-	if err != nil {
-		return Aggregate{}, err
-	}
-	var a Aggregate
-	of := func(aggregate string) string {
-		return "coalesce(pg_catalog." + aggregate + "(price)::pg_catalog.float8, '0'::pg_catalog.float8)"
-	}
-	err = p.row(ctx, "SELECT pg_catalog.count(*), "+of("avg")+", "+of("max")+", "+of("min")+" FROM "+t,
-		&a.TotalCount, &a.AvgPrice, &a.MaxPrice, &a.MinPrice)
-	if err != nil {
-		return Aggregate{}, err
-	}
-	return a, nil
-}
-
-const nonexistentTable = "baldur_nonexistent_table"
-
-// ExecuteNonexistentTableQuery returns the error of a query on a table that does
-// not exist: SQLSTATE 42P01, undefined_table.
-func (p *PGAdmin) ExecuteNonexistentTableQuery(ctx context.Context) error {
-	err := p.row(ctx, "SELECT 1 FROM "+nonexistentTable, new(int))
-	if err == nil || errors.Is(err, sql.ErrNoRows) {
-		return errors.New("baldur: ExecuteNonexistentTableQuery: there is a table " + nonexistentTable)
-	}
-	return err
-}
-
-// ExecuteTimeoutQuery sleeps for sleep, from 0 to 1 h, under a statement_timeout
-// of timeout, from above 0 to 24.8 days, and returns the error if that is over
-// first: SQLSTATE 57014, query_canceled. It is a transaction of four round
-// trips; the timeout ends with it.
-func (p *PGAdmin) ExecuteTimeoutQuery(ctx context.Context, timeout, sleep time.Duration) error {
-	s, err := seconds("ExecuteTimeoutQuery: sleep", sleep)
-	if err != nil {
-		return err
-	}
-	if timeout == 0 {
-		return errors.New("baldur: ExecuteTimeoutQuery: timeout is 0, which PostgreSQL takes for none; it must be above 0")
-	}
-	t, err := pgsql.Milliseconds("ExecuteTimeoutQuery: timeout", timeout)
-	if err != nil {
-		return err
-	}
-	if p.db == nil {
-		return errNoPostgres
-	}
-	tx, err := p.begin(ctx, ctx, "")
-	if err != nil {
-		return err
-	}
-	defer tx.end()
-	if err := tx.ask(ctx, pgsession.Request{Before: []string{pgsession.Settle}, Query: "SELECT " + pgsql.SetConfig("statement_timeout", "'"+t+"'")}, new(string)); err != nil {
-		return err
-	}
-	return tx.ask(ctx, pgsession.Request{Query: "SELECT pg_catalog.pg_sleep(" + s + ")::pg_catalog.text"}, new(string))
-}
-
 // row asks for one row on any connection of the pool.
 func (p *PGAdmin) row(ctx context.Context, query string, dest ...any) error {
 	each, done := pgsession.ScanOne(dest...)
@@ -415,3 +298,92 @@ func (t *adminTx) ask(ctx context.Context, r pgsession.Request, dest ...any) err
 	}
 	return done(pgsession.AskInTurn(ctx, t.Tx, r, each))
 }
+
+// failedRow is a row that answers with err, as sql.Row has no constructor.
+func failedRow(err error) *sql.Row {
+	db := sql.OpenDB(brokenConnector{err})
+	defer db.Close()
+	return db.QueryRow("")
+}
+
+// NoopPGAdmin is the PGAdminProvider where there is no PostgreSQL. It is not
+// available, reads give zero values, locks are not acquired, and the rest does
+// nothing. The functions given to its With… methods are called all the same, with
+// acquired false, a Session that does nothing and whose queries fail, and a nil
+// *sql.Tx. The zero value is ready.
+type NoopPGAdmin struct{}
+
+var _ PGAdminProvider = NoopPGAdmin{}
+
+// IsAvailable returns false.
+func (NoopPGAdmin) IsAvailable() bool { return false }
+
+// Ping does nothing.
+func (NoopPGAdmin) Ping(context.Context) error { return nil }
+
+// ConnectionStats returns zeros.
+func (NoopPGAdmin) ConnectionStats(context.Context) (ConnectionStats, error) {
+	return ConnectionStats{}, nil
+}
+
+// ActiveConnectionCount returns 0.
+func (NoopPGAdmin) ActiveConnectionCount(context.Context) (int, error) { return 0, nil }
+
+// AcquireAdvisoryLock returns false.
+func (NoopPGAdmin) AcquireAdvisoryLock(context.Context, int64, bool) (bool, error) {
+	return false, nil
+}
+
+// AcquireAdvisoryLockShared returns false.
+func (NoopPGAdmin) AcquireAdvisoryLockShared(context.Context, int64, bool) (bool, error) {
+	return false, nil
+}
+
+// TryAdvisoryLock returns false.
+func (NoopPGAdmin) TryAdvisoryLock(context.Context, int64) (bool, error) { return false, nil }
+
+// ReleaseAdvisoryLock returns false.
+func (NoopPGAdmin) ReleaseAdvisoryLock(context.Context, int64) (bool, error) { return false, nil }
+
+// ReleaseAdvisoryLockShared returns false.
+func (NoopPGAdmin) ReleaseAdvisoryLockShared(context.Context, int64) (bool, error) {
+	return false, nil
+}
+
+// WithAdvisoryLock calls f, with acquired false.
+func (NoopPGAdmin) WithAdvisoryLock(ctx context.Context, _ int64, _ LockOptions, f func(context.Context, *Session, bool) error) error {
+	return f(ctx, new(Session), false)
+}
+
+// WithTxAdvisoryLock calls f, with a nil tx and acquired false.
+func (NoopPGAdmin) WithTxAdvisoryLock(ctx context.Context, _ int64, _ LockOptions, f func(context.Context, *sql.Tx, bool) error) error {
+	return f(ctx, nil, false)
+}
+
+// WithTimeouts calls f.
+func (NoopPGAdmin) WithTimeouts(ctx context.Context, _, _ time.Duration, f func(context.Context, *Session) error) error {
+	return f(ctx, new(Session))
+}
+
+// Session returns one that does nothing.
+func (NoopPGAdmin) Session(context.Context) (*Session, error) { return new(Session), nil }
+
+// CreateCursor returns one whose queries fail.
+func (NoopPGAdmin) CreateCursor(context.Context) (*Cursor, error) {
+	return &Cursor{new(Session)}, nil
+}
+
+// LockHolders returns none.
+func (NoopPGAdmin) LockHolders(context.Context, int64) ([]LockHolder, error) { return nil, nil }
+
+// BlockingTree returns none.
+func (NoopPGAdmin) BlockingTree(context.Context) ([]*BlockingNode, error) { return nil, nil }
+
+// Terminate returns false.
+func (NoopPGAdmin) Terminate(context.Context, int) (bool, error) { return false, nil }
+
+// Cancel returns false.
+func (NoopPGAdmin) Cancel(context.Context, int) (bool, error) { return false, nil }
+
+// Close does nothing.
+func (NoopPGAdmin) Close() error { return nil }
