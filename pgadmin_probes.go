@@ -33,7 +33,7 @@ func (p *PGAdmin) Sleep(ctx context.Context, d time.Duration) error {
 	if err != nil {
 		return err
 	}
-	return p.row(ctx, "SELECT pg_catalog.pg_sleep("+s+")::pg_catalog.text", new(string))
+	return p.pool.Row(ctx, "SELECT pg_catalog.pg_sleep("+s+")::pg_catalog.text", new(string))
 }
 
 // ExecuteSlowQuery runs a query that takes d at least, from 0 to 1 h.
@@ -42,7 +42,7 @@ func (p *PGAdmin) ExecuteSlowQuery(ctx context.Context, d time.Duration) error {
 	if err != nil {
 		return err
 	}
-	return p.row(ctx, "SELECT pg_catalog.count(*) FROM pg_catalog.generate_series(1::pg_catalog.int4, 1000::pg_catalog.int4), pg_catalog.pg_sleep("+s+")", new(int))
+	return p.pool.Row(ctx, "SELECT pg_catalog.count(*) FROM pg_catalog.generate_series(1::pg_catalog.int4, 1000::pg_catalog.int4), pg_catalog.pg_sleep("+s+")", new(int))
 }
 
 // BackendPIDWithDelay returns the process id of the backend that has slept for
@@ -53,7 +53,7 @@ func (p *PGAdmin) BackendPIDWithDelay(ctx context.Context, delay time.Duration) 
 		return 0, err
 	}
 	var pid int
-	err = p.row(ctx, "SELECT pg_catalog.pg_backend_pid() FROM pg_catalog.pg_sleep("+s+")", &pid)
+	err = p.pool.Row(ctx, "SELECT pg_catalog.pg_backend_pid() FROM pg_catalog.pg_sleep("+s+")", &pid)
 	return pid, err
 }
 
@@ -82,7 +82,7 @@ func (p *PGAdmin) ExecuteAggregateQuery(ctx context.Context, table string) (Aggr
 	of := func(aggregate string) string {
 		return "coalesce(pg_catalog." + aggregate + "(price)::pg_catalog.float8, '0'::pg_catalog.float8)"
 	}
-	err = p.row(ctx, "SELECT pg_catalog.count(*), "+of("avg")+", "+of("max")+", "+of("min")+" FROM "+t,
+	err = p.pool.Row(ctx, "SELECT pg_catalog.count(*), "+of("avg")+", "+of("max")+", "+of("min")+" FROM "+t,
 		&a.TotalCount, &a.AvgPrice, &a.MaxPrice, &a.MinPrice)
 	if err != nil {
 		return Aggregate{}, err
@@ -95,7 +95,7 @@ const nonexistentTable = "baldur_nonexistent_table"
 // ExecuteNonexistentTableQuery returns the error of a query on a table that does
 // not exist: SQLSTATE 42P01, undefined_table.
 func (p *PGAdmin) ExecuteNonexistentTableQuery(ctx context.Context) error {
-	err := p.row(ctx, "SELECT 1 FROM "+nonexistentTable, new(int))
+	err := p.pool.Row(ctx, "SELECT 1 FROM "+nonexistentTable, new(int))
 	if err == nil || errors.Is(err, sql.ErrNoRows) {
 		return errors.New("baldur: ExecuteNonexistentTableQuery: there is a table " + nonexistentTable)
 	}
@@ -118,18 +118,15 @@ func (p *PGAdmin) ExecuteTimeoutQuery(ctx context.Context, timeout, sleep time.D
 	if err != nil {
 		return err
 	}
-	if p.db == nil {
-		return errNoPostgres
-	}
-	tx, err := p.begin(ctx, ctx, "")
+	tx, err := p.pool.Begin(ctx, ctx, "")
 	if err != nil {
 		return err
 	}
-	defer tx.end()
-	if err := tx.ask(ctx, pgsession.Request{Before: []string{pgsession.Settle}, Query: "SELECT " + pgsql.SetConfig("statement_timeout", "'"+t+"'")}, new(string)); err != nil {
+	defer tx.End()
+	if err := tx.Ask(ctx, pgsession.Request{Before: []string{pgsession.Settle}, Query: "SELECT " + pgsql.SetConfig("statement_timeout", "'"+t+"'")}, new(string)); err != nil {
 		return err
 	}
-	return tx.ask(ctx, pgsession.Request{Query: "SELECT pg_catalog.pg_sleep(" + s + ")::pg_catalog.text"}, new(string))
+	return tx.Ask(ctx, pgsession.Request{Query: "SELECT pg_catalog.pg_sleep(" + s + ")::pg_catalog.text"}, new(string))
 }
 
 // Sleep does nothing, at once.
