@@ -98,7 +98,9 @@ const labelPatience = 10 * time.Millisecond
 //	})
 func LabelConn(c driver.Conn, name string) error { return setLabel(c, label(name)) }
 
-func label(name string) string { return text.Clean(text.Cut(name, maxNameLen)) }
+const maxLabelLen = 200 // bytes
+
+func label(name string) string { return text.Clean(text.Cut(name, maxLabelLen)) }
 
 func setLabel(c driver.Conn, label string) error {
 	r := recordOf(c)

@@ -13,7 +13,7 @@ import (
 // go one way: cmd, the exporters, baldur, internal packages, the standard library.
 // A package that is not listed may import none.
 var imports = map[string][]string{
-	"": {"github.com/lib/pq", "internal/callsite", "internal/checkout", "internal/clock", "internal/hook", "internal/lease", "internal/leasepg", "internal/lockqueue", "internal/pgsession", "internal/pgsql", "internal/pqconn", "internal/sqlpool",
+	"": {"github.com/lib/pq", "internal/advisory", "internal/callsite", "internal/checkout", "internal/clock", "internal/hook", "internal/lease", "internal/leasepg", "internal/pgsession", "internal/pgsql", "internal/pqconn", "internal/sqlpool",
 		"internal/sqltext", "internal/stack", "internal/text", "internal/wrap"},
 	"baldurhttp":          {"", "internal/profile", "internal/text"},
 	"baldurotel":          {"", "internal/hook", "internal/pqconn", "internal/sqltext", "internal/text", "github.com/XSAM/otelsql", "go.opentelemetry.io/"},
@@ -22,13 +22,14 @@ var imports = map[string][]string{
 	"cmd/baldur":          {"", "cmd/baldur/internal/shop", "internal/leasepg", "internal/pgserver", "internal/text", "github.com/lib/pq"},
 	"examples/httpserver": {"", "baldurhttp", "baldurotel", "baldurprom", "internal/pgserver", "go.opentelemetry.io/", "github.com/prometheus/client_golang/"},
 
+	"internal/advisory":            {"internal/lockqueue", "internal/pgsession", "internal/pgsql", "internal/pqconn"},
 	"internal/callsite":            {"internal/stack"},
 	"internal/checkout":            {"internal/clock", "internal/pqconn", "internal/stack"},
 	"internal/clock":               {"internal/tsc"},
 	"internal/leadershipmodel":     {"internal/lease"},
 	"internal/leasepg":             {"internal/hook", "internal/lease", "internal/pgsession", "internal/pgsql", "internal/pqconn", "internal/sqlpool", "github.com/lib/pq"},
 	"internal/pgserver":            {"github.com/lib/pq"},
-	"internal/pgsession":           {"internal/pgsql", "internal/pqconn", "internal/sqlpool"},
+	"internal/pgsession":           {"internal/pgsql", "internal/pqconn", "internal/sqlpool", "github.com/lib/pq"},
 	"internal/pgsql":               {"github.com/lib/pq"},
 	"internal/sqltext":             {"internal/text"},
 	"internal/stack/cgotest":       {"C"},

@@ -48,7 +48,7 @@ type Tracker struct {
 	leaks     []*checkout.Leak // reported, not known to be back
 	onRelease []func(ConnectionInfo)
 	closed    chan struct{} // closed by close
-	quorums   []*PGQuorum   // in use
+	quorums   []quorum      // in use
 
 	dirty      []DirtyReturn // the last ones
 	dirtyTotal int
@@ -173,6 +173,21 @@ func (t *Tracker) unregister() {
 	if registry.named[t.PoolName()].Value() == t {
 		delete(registry.named, t.PoolName())
 	}
+}
+
+// quorum is what the tracker lists of a PGQuorum.
+type quorum interface{ Stats() QuorumStats }
+
+// Quorums returns what the quorums on the pool that are in use have done and know.
+func (t *Tracker) Quorums() []QuorumStats {
+	t.mu.Lock()
+	quorums := slices.Clone(t.quorums)
+	t.mu.Unlock()
+	var all []QuorumStats
+	for _, q := range quorums {
+		all = append(all, q.Stats())
+	}
+	return all
 }
 
 // whenClosed returns a channel that is closed when the pool is.
