@@ -30,6 +30,7 @@ var imports = map[string][]string{
 	"internal/pgserver":            {"github.com/lib/pq"},
 	"internal/pgsession":           {"internal/pgsql", "internal/pqconn", "internal/sqlpool"},
 	"internal/pgsql":               {"github.com/lib/pq"},
+	"internal/sqlpool":             {"internal/stack"},
 	"internal/stack/cgotest":       {"C"},
 	"internal/pqconn":              {"github.com/lib/pq"},
 	"internal/pgserver/postgres18": {"internal/pgserver"},
