@@ -31,6 +31,7 @@ var imports = map[string][]string{
 	"internal/pgserver":            {"github.com/lib/pq"},
 	"internal/pgsession":           {"internal/pgsql", "internal/pqconn", "internal/sqlpool", "github.com/lib/pq"},
 	"internal/pgsql":               {"github.com/lib/pq"},
+	"internal/sqlpool":             {"internal/stack"},
 	"internal/sqltext":             {"internal/text"},
 	"internal/stack/cgotest":       {"C"},
 	"internal/pqconn":              {"github.com/lib/pq"},
