@@ -144,6 +144,9 @@ func (v *View) readTwice(s glance) (ok bool) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if recover() != nil { // nothing here panics, so it was a fault
+			h := Self()
+			h.Looks, h.Reason = false, "a read of another goroutine's stack has failed"
+			health.Store(&h)
 			looking.Store(false)
 			v.whole, v.n, ok = false, 0, false
 		}
