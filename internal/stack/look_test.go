@@ -9,7 +9,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 )
@@ -70,25 +69,6 @@ func waitHere(ready chan<- G, end <-chan struct{}) {
 	waitHereLine += 3
 	ready <- CurrentG()
 	<-end
-}
-
-// TestLookSyscall looks at goroutines in a system call.
-func TestLookSyscall(t *testing.T) {
-	needLooks(t)
-	var p [2]int
-	if err := syscall.Pipe(p[:]); err != nil {
-		t.Fatal(err)
-	}
-	ready := make(chan G)
-	go func() { ready <- CurrentG(); syscall.Read(p[0], make([]byte, 1)) }()
-	g := <-ready
-	v := await(g, InSyscall)
-	if !v.Whole() || !v.calls("syscall.Read") || !v.calls("github.com/baldur-go/baldur/internal/stack.TestLookSyscall.func1") {
-		t.Errorf("whole %v\n%s", v.Whole(), list(v.Frames()))
-	}
-	syscall.Close(p[1])
-	await(g, Ended)
-	syscall.Close(p[0])
 }
 
 // announcement is what a goroutine says of itself while it is in pause.

@@ -238,10 +238,14 @@ func TestNoAllocations(t *testing.T) {
 	}
 	s, g := Capture(0), CurrentG()
 	s.Frames()
+	gs, end := park(1)
+	defer end()
+	var v View
 	if n := testing.AllocsPerRun(1000, func() {
 		sinkInt = len(s.Frames())
 		s.Holds.Record(1)
 		sinkState = g.State()
+		gs[0].Look(&v)
 		if haveWalk {
 			sinkG = CurrentG()
 		}
