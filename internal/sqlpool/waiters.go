@@ -295,9 +295,13 @@ func takeDump() sample {
 	for range 8 {
 		runtime.Gosched() // let it go to sleep
 	}
-	buf := make([]byte, min(runtime.NumGoroutine()*(8<<10)+64<<10, 64<<20))
+	perGoroutine := int(dumpRoom.Load())
+	buf := make([]byte, min(runtime.NumGoroutine()*perGoroutine+256<<10, 64<<20))
 	n := runtime.Stack(buf, true)
 	s := sample{whole: n < len(buf)}
+	if !s.whole && perGoroutine < 64<<10 {
+		dumpRoom.CompareAndSwap(int32(perGoroutine), int32(2*perGoroutine))
+	}
 	s.crowds = parseDump(buf[:n], s.whole)
 	s.crowds = slices.DeleteFunc(s.crowds, func(d crowd) bool {
 		ours := d.pool == address(c.db)
@@ -306,6 +310,12 @@ func takeDump() sample {
 	})
 	return s
 }
+
+// dumpRoom is how many bytes of a dump a goroutine gets. Most take 1 or 2 kB. It grows
+// once it was too little.
+var dumpRoom atomic.Int32
+
+func init() { dumpRoom.Store(4 << 10) }
 
 // parseDump returns the goroutines in a dump that wait for a connection. Of one that is
 // not whole, the last goroutine may be cut.

@@ -254,6 +254,40 @@ func TestWaits(t *testing.T) {
 	}
 }
 
+// TestDumpRoom: of a dump that is cut, what is there counts, and the next is whole.
+func TestDumpRoom(t *testing.T) {
+	db := full(t)
+	wait(t, db, 3, checkout)
+	var wg sync.WaitGroup
+	stop := make(chan struct{})
+	for range 300 {
+		wg.Go(func() { at(45, func() { <-stop }) }) // 5 kB each
+	}
+	defer wg.Wait()
+	defer close(stop)
+	defer dumpRoom.Store(dumpRoom.Load())
+	dumpRoom.Store(512)
+	cut := 0
+	for {
+		s := takeDump()
+		for _, c := range s.crowds {
+			if c.pool != address(db) || c.n > 3 {
+				t.Errorf("%+v", c)
+			}
+		}
+		if s.whole {
+			break
+		}
+		if cut++; cut > 10 {
+			t.Fatal("never whole")
+		}
+	}
+	if cut == 0 {
+		t.Error("the dump was whole at once")
+	}
+	expectQueues(t, []*sql.DB{db}, "3 checkout")
+}
+
 // TestSampler holds the rates, and that nobody waits for another's sample.
 func TestSampler(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
