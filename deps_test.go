@@ -26,6 +26,8 @@ var imports = map[string][]string{
 	"internal/callsite":            {"internal/stack"},
 	"internal/checkout":            {"internal/clock", "internal/pqconn", "internal/stack"},
 	"internal/clock":               {"internal/tsc"},
+	"internal/deadlock":            {"internal/sqlpool"},
+	"internal/evidence":            {"internal/callsite", "internal/checkout", "internal/stack"},
 	"internal/leadershipmodel":     {"internal/lease"},
 	"internal/leasepg":             {"internal/hook", "internal/lease", "internal/pgsession", "internal/pgsql", "internal/pqconn", "internal/sqlpool", "github.com/lib/pq"},
 	"internal/pgserver":            {"github.com/lib/pq"},

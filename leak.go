@@ -183,11 +183,14 @@ type ConnectionInfo struct {
 	QueryInfo       string      // the text of the last statement, the first 2 kB of it: see WithQueryText
 	GoroutineID     int64       // that took it
 	Goroutine       Liveness    // whether that goroutine is alive. The connection may have been handed on.
+	Where           string      // what the goroutine does now that made the last call, in words; "" if not known
+	Now             []Frame     // its stack, from the first frame of the application on; nil if not known
 	LastGoroutineID int64       // that made the last call
 	BackendPID      int         // of the server; 0: unknown. Behind PgBouncer it is not the server's.
 	Span            SpanContext // of the taking, with WithSpanContext
 
 	site    int  // the call site's index in StackTrace
+	waits   bool // the goroutine of the last call waits for a connection itself
 	mayWait bool // requests wait for a connection of the pool, and the holder may be one of them
 }
 
@@ -264,6 +267,7 @@ type LeakReport struct {
 	Proven         []ConnectionInfo // accused before their time, the longest held first
 	LongHeld       []ConnectionInfo // out for the threshold, and in use within it or labelled
 	Holding        []ConnectionInfo // all others, while the pool is full or anyone waits; the longest unused first
+	Deadlock       *Deadlock        // that the pool is part of; nil: none is known
 	Waiters        []WaiterGroup    // who waits for a connection, by line, the most first
 	Returned       []ConnectionInfo // in a report of Watch: told before, and now back; Held is how long they were out
 	Tracked        int              // connections that are out and whose holder is known
@@ -315,6 +319,19 @@ func (d DirtyReturn) String() string {
 		}
 	}
 	return fmt.Sprintf("connection %d came back %s; taken by %v", d.Connection.ConnectionID, what, d.Connection.CallSite())
+}
+
+// A Deadlock is pools none of whose holders can go on before another does: see [Verdict].
+type Deadlock struct {
+	Pools   []string `json:"pools"`   // by their names
+	Holders int      `json:"holders"` // connections
+	Victims int      `json:"victims"` // goroutines that wait for a connection, and hold none of these pools
+}
+
+// String says it in a line.
+func (d Deadlock) String() string {
+	return fmt.Sprintf("deadlock: all %s of %s are held by goroutines that wait for another, or have exited; %d others wait",
+		plural(d.Holders, "connection"), plural(len(d.Pools), "pool")+" ("+strings.Join(d.Pools, ", ")+")", d.Victims)
 }
 
 // A WaiterGroup is the goroutines that wait at one line for a connection. They are counted a

@@ -47,6 +47,9 @@ func (r LeakReport) String() string {
 			fmt.Fprintf(&b, "    by a connection of its own, beside the pool: pg pid %d\n", l.BackendPID)
 		}
 	}
+	if r.Deadlock != nil {
+		fmt.Fprintf(&b, "\n%s\n", clean(strings.ToUpper(r.Deadlock.String()[:1])+r.Deadlock.String()[1:]))
+	}
 	for _, g := range groupBySite(accused) {
 		b.WriteString("\nLEAK: ")
 		g.writeHead(&b)
@@ -151,8 +154,8 @@ func (r LeakReport) writeHolding(b *strings.Builder) {
 	for _, g := range r.HoldingGroups() {
 		b.WriteString("  ")
 		g.writeHead(b)
-		if m := g.Connections[0].missing(); m != "" && g.Connections[0].State != StateInCall {
-			fmt.Fprintf(b, "    still to come: %s\n", m)
+		if c := g.Connections[0]; c.missing() != "" && c.State != StateInCall && !c.waits {
+			fmt.Fprintf(b, "    still to come: %s\n", c.missing())
 		}
 		g.writeConns(b, ConnectionInfo.unused)
 	}
@@ -232,12 +235,16 @@ func (r LeakReport) Figures() string {
 // LikelyMissing is the call that the holder has probably left out, if it is a leak:
 // "Rows.Close, or Row.Scan". It is "" if there is no hint.
 //
-// Where requests wait for a connection of the pool, a holder whose goroutine is alive
-// may be one of them: it may make a query beside an open transaction, or in a loop over
-// rows. Then nothing need be missing, and the hint says so.
+// A holder may wait for a second connection itself: it may make a query beside an open
+// transaction, or in a loop over rows. Then nothing need be missing, and there is no hint;
+// Where says so. Where requests wait and it is not known whether the holder is one of them,
+// the hint names both.
 func (c ConnectionInfo) LikelyMissing() string {
+	if c.waits {
+		return ""
+	}
 	missing := c.missing()
-	if missing != "" && c.mayWait {
+	if missing != "" && c.mayWait && c.Where == "" {
 		missing += "; or it waits for a second connection itself"
 	}
 	return missing
@@ -297,6 +304,9 @@ func (g LeakGroup) writeConns(b *strings.Builder, doing func(ConnectionInfo) str
 			fmt.Fprintf(b, ", trace %s", c.Span)
 		}
 		b.WriteByte('\n')
+		if c.Where != "" && c.State != StateInCall {
+			fmt.Fprintf(b, "      %s\n", clean(c.Where))
+		}
 		if !same {
 			writeQuery(c.QueryInfo)
 		}
@@ -424,6 +434,9 @@ func (r LeakReport) LogValue() slog.Value {
 	attrs = appendList(attrs, "call_sites", logSites(r.Groups(), plain))
 	attrs = appendList(attrs, "held_by", logSites(r.HoldingGroups(), unusedFor))
 	attrs = appendList(attrs, "waiting_at", r.waitingAt())
+	if r.Deadlock != nil {
+		attrs = append(attrs, slog.String("deadlock", clean(r.Deadlock.String())))
+	}
 	var ended []string
 	for i, e := range r.ContextEnded {
 		if i == logSitesMax {
@@ -465,6 +478,9 @@ func (c ConnectionInfo) LogValue() slog.Value {
 	if c.Evidence != "" {
 		attrs = append(attrs, slog.String("evidence", c.Evidence))
 	}
+	if c.Where != "" {
+		attrs = append(attrs, slog.String("where", clean(c.Where)))
+	}
 	if c.BackendPID != 0 {
 		attrs = append(attrs, slog.Int("backend_pid", c.BackendPID))
 	}
@@ -501,11 +517,13 @@ func (c ConnectionInfo) MarshalJSON() ([]byte, error) {
 		QueryInfo       string    `json:"query_info"`
 		GoroutineID     int64     `json:"goroutine_id"`
 		Goroutine       Liveness  `json:"goroutine"`
+		Where           string    `json:"where,omitempty"`
+		Now             []Frame   `json:"now,omitempty"`
 		LastGoroutineID int64     `json:"last_goroutine_id"`
 		BackendPID      int       `json:"backend_pid,omitempty"`
 		TraceID         string    `json:"trace_id,omitempty"`
 	}{c.ConnectionID, c.AcquiredAt, c.Held.Seconds(), c.Idle.Seconds(), c.InCall.Seconds(), c.Kind, c.Label, c.State, c.Verdict, c.Evidence, c.Doing(),
-		c.InTransaction, c.RowsOpen, c.CallSite(), list(c.StackTrace), c.QueryInfo, c.GoroutineID, c.Goroutine, c.LastGoroutineID, c.BackendPID, c.Span.String()})
+		c.InTransaction, c.RowsOpen, c.CallSite(), list(c.StackTrace), c.QueryInfo, c.GoroutineID, c.Goroutine, c.Where, c.Now, c.LastGoroutineID, c.BackendPID, c.Span.String()})
 }
 
 // MarshalJSON writes durations in seconds and times in RFC 3339.
@@ -527,6 +545,7 @@ func (r LeakReport) MarshalJSON() ([]byte, error) {
 		SuspectedLeaks []ConnectionInfo `json:"suspected_leaks"`
 		LongHeld       []ConnectionInfo `json:"long_held"`
 		Holding        []ConnectionInfo `json:"holding"`
+		Deadlock       *Deadlock        `json:"deadlock,omitempty"`
 		Waiters        []WaiterGroup    `json:"waiters"`
 		ContextEnded   []ContextEnded   `json:"context_ended"`
 		Returned       []ConnectionInfo `json:"returned"`
@@ -535,7 +554,7 @@ func (r LeakReport) MarshalJSON() ([]byte, error) {
 		DirtyTotal     int              `json:"dirty_returns_total"`
 		OpenStatements []OpenStatements `json:"open_statements"`
 	}{r.PoolName, r.ReportTime, r.LeakThreshold.Seconds(), r.Health, r.LeakCount(), r.Exhausted.Seconds(), r.Recovered.Seconds(), r.Stats, r.Tracked, r.Connecting, r.Closing, r.Unattributed,
-		list(r.Accused()), list(r.SuspectedLeaks), list(r.LongHeld), list(r.Holding), list(r.Waiters), list(r.ContextEnded), list(r.Returned), list(r.Leases), list(r.DirtyReturns), r.DirtyTotal, list(r.OpenStatements)})
+		list(r.Accused()), list(r.SuspectedLeaks), list(r.LongHeld), list(r.Holding), r.Deadlock, list(r.Waiters), list(r.ContextEnded), list(r.Returned), list(r.Leases), list(r.DirtyReturns), r.DirtyTotal, list(r.OpenStatements)})
 }
 
 // marshal is json.Marshal, safe to be read on a terminal.

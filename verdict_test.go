@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/baldur-go/baldur"
+	"github.com/baldur-go/baldur/internal/stack"
 )
 
 // TestVerdicts: at every moment each holder has one verdict, which Holders and the
@@ -221,3 +222,117 @@ func TestContextEnded(t *testing.T) {
 }
 
 func ended(f func() error) func() { return func() { _ = f() } }
+
+// TestDeadlock: holders that all wait for a connection themselves are accused within a second,
+// with the pool they wait for; not while one of them thinks.
+func TestDeadlock(t *testing.T) {
+	if !stack.Self().Looks {
+		t.Skip("goroutines cannot be looked at: ", stack.Self().Reason)
+	}
+	nested := func(a, b *sql.DB) func(context.Context) {
+		return func(ctx context.Context) {
+			tx, err := a.Begin()
+			if err != nil {
+				return
+			}
+			defer tx.Rollback()
+			time.Sleep(time.Second) // until all have one
+			_, _ = b.ExecContext(ctx, "inner")
+		}
+	}
+	for name, c := range map[string]struct {
+		pools, size   int
+		holders       []func(a, b *sql.DB) func(context.Context)
+		thinks        bool
+		want, victims int
+	}{
+		"nested": {1, 2, []func(a, b *sql.DB) func(context.Context){
+			func(a, b *sql.DB) func(context.Context) { return nested(a, a) }, func(a, b *sql.DB) func(context.Context) { return nested(a, a) }}, false, 2, 0},
+		"crossed": {2, 1, []func(a, b *sql.DB) func(context.Context){
+			func(a, b *sql.DB) func(context.Context) { return nested(a, b) }, func(a, b *sql.DB) func(context.Context) { return nested(b, a) }}, false, 1, 0},
+		"one thinks": {1, 2, []func(a, b *sql.DB) func(context.Context){
+			func(a, b *sql.DB) func(context.Context) { return nested(a, a) },
+			func(a, b *sql.DB) func(context.Context) {
+				return func(ctx context.Context) {
+					tx := must(a.Begin())
+					defer tx.Rollback()
+					<-ctx.Done()
+				}
+			}}, false, 0, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var dbs [2]*sql.DB
+				for i := range dbs {
+					dbs[i] = baldur.OpenDB(&fakeDB{}, baldur.WithPoolName([]string{"orders", "stock"}[i]))
+					defer dbs[i].Close()
+					dbs[i].SetMaxOpenConns(c.size)
+				}
+				tr := baldur.TrackerOf(dbs[0])
+				work, cancel := context.WithCancel(ctx)
+				var all sync.WaitGroup
+				for _, h := range c.holders {
+					f := h(dbs[0], dbs[1])
+					all.Go(func() { f(work) })
+				}
+				var told []baldur.LeakReport
+				watching, stop := context.WithCancel(ctx)
+				all.Go(func() { _ = tr.Watch(watching, time.Minute, func(r baldur.LeakReport) { told = append(told, r) }) })
+				pass(2 * time.Second) // a second after they have formed
+				for range 3 {
+					all.Go(func() { _, _ = dbs[0].ExecContext(work, "victim") })
+				}
+				pass(time.Second)
+				r := tr.Report()
+				if len(r.Accused()) != c.want || (r.Deadlock != nil) != (c.want > 0) {
+					t.Errorf("accused %d, want %d:\n%s", len(r.Accused()), c.want, r)
+				}
+				if c.want > 0 {
+					inOrder(t, r.String(), "Deadlock: all 2 connections of", "orders", "LEAK: ", "verdict_test.go", "proof: goroutine ", "waits for a connection of pool "+map[int]string{1: "orders", 2: "stock"}[c.pools])
+					deadlocks := 0
+					for _, r := range told {
+						if len(r.Proven) > 0 {
+							deadlocks++
+						}
+					}
+					if deadlocks != 1 {
+						t.Errorf("told %d times", deadlocks)
+					}
+				}
+				stop()
+				cancel()
+				all.Wait()
+				if r := tr.Report(); r.Deadlock != nil {
+					t.Errorf("afterwards:\n%s", r)
+				}
+			})
+		})
+	}
+}
+
+// TestWaiters: who waits is told by line.
+func TestWaiters(t *testing.T) {
+	bubble(t, &fakeDB{}, func(t *testing.T, db *sql.DB, tr *baldur.Tracker) {
+		db.SetMaxOpenConns(1)
+		conn := must(db.Conn(ctx))
+		must(conn.ExecContext(ctx, "x"))
+		var all sync.WaitGroup
+		for range 15 {
+			all.Go(func() { must(db.Exec("x")) })
+		}
+		for range 2 {
+			all.Go(func() { must(db.Begin()).Rollback() })
+		}
+		synctest.Wait()
+		r := tr.Report()
+		if len(r.Waiters) != 2 || r.Waiters[0].Count != 15 || r.Waiters[1].Count != 2 || !r.Waiters[0].OfPool {
+			t.Errorf("%+v", r.Waiters)
+		}
+		inOrder(t, r.String(), "1 of 1 in use; 17 waiting", "who waits:", "15 wait at", "verdict_test.go:", "in baldur_test.TestWaiters", "2 wait at")
+		conn.Close()
+		all.Wait()
+		if r := tr.Report(); len(r.Waiters) != 0 {
+			t.Errorf("afterwards: %+v", r.Waiters)
+		}
+	})
+}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/baldur-go/baldur/internal/checkout"
+	"github.com/baldur-go/baldur/internal/evidence"
 )
 
 // Watch makes a report at each interval and calls f with it if there is news. News are
@@ -20,7 +21,8 @@ import (
 //
 // It also looks at the pool's figures four times a second, which costs a microsecond, and
 // calls f once when the pool has been exhausted for a second, that is full while requests
-// waited, and once when that has been over for a second. The first report has Exhausted
+// waited, and once when that has been over for a second. It also calls f once, within a
+// second, when the pool has become part of a deadlock. The first report has Exhausted
 // set, and who holds the pool in Holding; the second has Recovered.
 //
 // Watch returns the cause of ctx when that ends, and nil when the pool is closed. It
@@ -50,6 +52,7 @@ func (t *Tracker) watch(ctx context.Context, every time.Duration, who string, f 
 	defer ticker.Stop()
 	reported := map[*checkout.Leak]bool{}
 	var told pressureState
+	stuck := false // a deadlock was told
 	for due := time.Now().Add(every); ; {
 		select {
 		case <-ctx.Done():
@@ -58,9 +61,11 @@ func (t *Tracker) watch(ctx context.Context, every time.Duration, who string, f 
 			return nil
 		case <-ticker.C:
 		}
-		now := t.sample()
+		now, deadlocked := t.sample()
 		changed := now.episode != told.episode || now.on != told.on
-		if !changed && time.Now().Before(due) {
+		urgent := changed || deadlocked && !stuck
+		stuck = deadlocked
+		if !urgent && time.Now().Before(due) {
 			continue
 		}
 		for !time.Now().Before(due) {
@@ -97,10 +102,14 @@ type pressureState struct {
 	lasted  time.Duration // the last one, if it does not
 }
 
-// sample takes a sample.
-func (t *Tracker) sample() pressureState {
-	state, ok := t.pool()
-	st := t.stats(state, ok)
+// sample takes a sample. deadlocked tells that the pool is part of a deadlock.
+func (t *Tracker) sample() (state pressureState, deadlocked bool) {
+	s, ok := t.pool()
+	st := t.stats(s, ok)
+	if st.IsExhausted() && st.WaitingRequests > 0 {
+		d, _ := t.deadlocked(evidence.NewLooker(t.sites.skip))
+		deadlocked = d != nil
+	}
 	p, now := &t.pressure, st.CheckedAt
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -121,7 +130,7 @@ func (t *Tracker) sample() pressureState {
 		}
 		p.begun = time.Time{}
 	}
-	return p.state
+	return p.state, deadlocked
 }
 
 // exhausted is how long the exhaustion that is on has lasted.

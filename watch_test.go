@@ -55,13 +55,13 @@ func TestExhausted(t *testing.T) {
 			t.Fatalf("told of 8 s: %+v", told)
 		}
 		inOrder(t, told[0].String(), "exhausted for 1", "25 requests wait; held by", "10 connections taken at")
-		inOrder(t, log.String(), `level=WARN msg="baldur: pool exhausted" pool=pool in_use=10 max=10 waiting=25 held_by="[`, "watch_test.go:", " ×10, unused for 1")
+		inOrder(t, log.String(), `level=WARN msg="baldur: pool exhausted" pool=outage in_use=10 max=10 waiting=25 held_by="[`, "watch_test.go:", " ×10, unused for 1")
 		pass(5 * time.Second)
 		synctest.Wait()
 		if len(told) != 2 || told[1].Recovered < 7*time.Second || told[1].Recovered > 9*time.Second || told[1].Exhausted != 0 {
 			t.Fatalf("told afterwards: %+v", told[1:])
 		}
-		inOrder(t, log.String(), `level=INFO msg="baldur: pool recovered" pool=pool lasted=8`)
+		inOrder(t, log.String(), `level=INFO msg="baldur: pool recovered" pool=outage lasted=8`)
 		pass(10 * time.Minute)
 		synctest.Wait()
 		if len(told) != 2 || strings.Count(log.String(), "\n") != 2 {
@@ -69,5 +69,5 @@ func TestExhausted(t *testing.T) {
 		}
 		stop()
 		all.Wait()
-	})
+	}, baldur.WithPoolName("outage"))
 }

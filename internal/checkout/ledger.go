@@ -45,6 +45,7 @@ type Config struct {
 	HideText bool                       // keep no query
 	Grace    time.Duration              // after which a call whose ctx has ended, or a closing, is cut
 	Span     func(context.Context) Span // of a taking; may be nil, must not panic
+	Left     func(*Checkout) bool       // tells whether whoever took a connection has surely left the code that did; may be nil, must not panic
 	Returned func(Return)               // is told of each return; may be nil, must not panic
 	Closed   func(*Record)              // is to remove the record of a connection that is closed
 }
@@ -161,7 +162,7 @@ func (l *Ledger) Flush() {
 // has brought the connection back before the program did, if that was still to do so.
 type ContextEnds struct {
 	Count     uint64
-	NotClosed uint64        // of those: whoever took the connection had certainly left the function that did
+	NotClosed uint64        // of those: whoever took the connection had certainly left the code that did
 	Held      time.Duration // in all
 }
 
@@ -171,7 +172,14 @@ func (l *Ledger) contextEnded(r *Record) {
 	if !byContext(stack.Capture(l.cfg.Tag)) {
 		return
 	}
-	held, gone := r.clk.Now()-r.Start, r.Holder.State() == stack.Exited
+	held, gone := r.clk.Now()-r.Start, false
+	if l.cfg.Left != nil {
+		c := r.Checkout // whose last call is this goroutine's, that of the closing
+		if !c.Last.Elsewhere() {
+			c.Last = c.before
+		}
+		gone = l.cfg.Left(&c)
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	e := l.ended[r.Site]

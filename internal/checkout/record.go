@@ -93,6 +93,7 @@ type Checkout struct {
 	Start  time.Duration // by the exact clock
 	Holder stack.G       // the goroutine that took it
 	Last   stack.G       // the goroutine of the last call
+	before stack.G       // the last other one before Last
 	Span   Span
 	First  Kind // of the first call since the checkout
 	Kind   Kind // of the last call; may be of an earlier checkout while Called and InCall are off
@@ -114,7 +115,7 @@ func (r *Record) Take(ctx context.Context) {
 	r.mu.Lock()
 	r.holds.count(r.Site, &r.ledger.holds)
 	r.Seq++
-	r.Site, r.Start, r.Holder, r.Last, r.Span, r.Label = site, now, g, g, span, ""
+	r.Site, r.Start, r.Holder, r.Last, r.before, r.Span, r.Label = site, now, g, g, g, span, ""
 	if r.leak != nil {
 		r.leak = nil
 		r.marked.Store(false)
@@ -208,7 +209,10 @@ func (r *Record) enter(ctx context.Context) {
 	}
 	if g := stack.CurrentG(); g != r.Last || done != r.done {
 		r.mu.Lock()
-		r.Last, r.done, r.seen = g, done, 0
+		if g != r.Last {
+			r.Last, r.before = g, r.Last
+		}
+		r.done, r.seen = done, 0
 		r.mu.Unlock()
 	}
 	r.flags |= InCall
@@ -277,6 +281,15 @@ func (r *Record) HandOut() {
 
 // touch publishes the flags with the coarse time.
 func (r *Record) touch() { r.act.set(uint64(r.clk.Coarse())<<flagBits | r.flags) }
+
+// Reader notes which goroutine reads the first row of a Rows: the Rows may have been handed on.
+func (r *Record) Reader() {
+	if r.Last.Elsewhere() {
+		r.mu.Lock()
+		r.Last, r.before = stack.CurrentG(), r.Last
+		r.mu.Unlock()
+	}
+}
 
 // BeginRow and EndRow are Begin and End for the reading of a row, which must cost next
 // to nothing: one load and one plain store each (see cell).

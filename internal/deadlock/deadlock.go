@@ -1,5 +1,5 @@
 // Package deadlock finds pools of connections whose holders wait for each other's
-// connections. It is pure: facts in, findings out.
+// connections. Find is pure: facts in, findings out.
 package deadlock
 
 import (

@@ -199,3 +199,10 @@ func entryOf(pc uintptr) uintptr {
 	}
 	return 0
 }
+
+// ID identifies the stack that the last look has shown: two looks with the same ID have shown the
+// same frames.
+func (v *View) ID() [2]uint64 {
+	h := fingerprintOf(v.pcs[:v.n])
+	return [2]uint64{h.a, h.b}
+}

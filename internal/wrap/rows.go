@@ -43,6 +43,7 @@ type rows struct {
 	ctx   context.Context // of the query
 	seq   uint64          // of the checkout; 0: closed
 	stmt  bool            // of a prepared statement
+	read  bool            // Next was called
 	next  *rows           // in a list of closed ones
 }
 
@@ -61,7 +62,7 @@ func (c *conn) wrapRows(ctx context.Context, inner driver.Rows, stmt bool) drive
 		c.free = r.next
 	}
 	// Field by field: writing pointers is expensive while garbage is collected.
-	r.inner, r.ctx, r.seq, r.stmt = inner, ctx, c.rec.Seq, stmt
+	r.inner, r.ctx, r.seq, r.stmt, r.read = inner, ctx, c.rec.Seq, stmt, false
 	c.rec.OpenRows(r.weak)
 	return scannerRows(r)
 }
@@ -89,7 +90,16 @@ func (closedRows) Next([]driver.Value) error { return io.EOF }
 
 func (r *rows) Columns() []string { return r.inner.Columns() }
 
+// begin notes who reads, at the first row.
+func (r *rows) begin() {
+	if !r.read {
+		r.read = true
+		r.rec.Reader()
+	}
+}
+
 func (r *rows) Next(dest []driver.Value) error {
+	r.begin()
 	r.rec.BeginRow()
 	defer r.rec.EndRow() // also when the driver panics
 	err := r.inner.Next(dest)
