@@ -13,7 +13,7 @@ import (
 // go one way: cmd, the exporters, baldur, internal packages, the standard library.
 // A package that is not listed may import none.
 var imports = map[string][]string{
-	"": {"github.com/lib/pq", "internal/advisory", "internal/callsite", "internal/checkout", "internal/clock", "internal/hook", "internal/lease", "internal/leasepg", "internal/pgsession", "internal/pgsql", "internal/pqconn", "internal/sqlpool",
+	"": {"github.com/lib/pq", "internal/advisory", "internal/callsite", "internal/checkout", "internal/clock", "internal/deadlock", "internal/evidence", "internal/hook", "internal/lease", "internal/leasepg", "internal/pgsession", "internal/pgsql", "internal/pqconn", "internal/sqlpool",
 		"internal/sqltext", "internal/stack", "internal/text", "internal/wrap"},
 	"baldurhttp":          {"", "internal/profile", "internal/text"},
 	"baldurotel":          {"", "internal/hook", "internal/pqconn", "internal/sqltext", "internal/text", "github.com/XSAM/otelsql", "go.opentelemetry.io/"},
