@@ -42,8 +42,7 @@ const (
 	firstBackoff = 50 * time.Millisecond
 )
 
-// Config configures an Elector, which does not check it: see WithLeaseTTL and the
-// options beside it for the inequalities that must hold.
+// Config configures an Elector, which does not check it: see Check.
 type Config struct {
 	Name    string        // of the lease, for errors
 	TTL     time.Duration // how long a lease lasts that is not renewed
@@ -59,6 +58,28 @@ type Config struct {
 // belief is for how long after the sending of a request its success lets the holder
 // believe: D_H in the proof.
 func (c *Config) belief() time.Duration { return c.TTL - c.Margin }
+
+// Check returns an error that names the option and the inequality that does not hold.
+func (c *Config) Check() error {
+	least := time.Duration(float64(c.TTL) * 2 * ClockDrift / (1 + ClockDrift))
+	switch {
+	case c.TTL < MinTTL || c.TTL > MaxTTL:
+		return fmt.Errorf("TTL (WithLeaseTTL) is %v; it must be from %v to %v", c.TTL, MinTTL, MaxTTL)
+	case c.TTL%time.Millisecond != 0:
+		return fmt.Errorf("TTL (WithLeaseTTL) is %v; it must be whole milliseconds, as the table has it", c.TTL)
+	case c.Margin < least:
+		return fmt.Errorf("safety margin (WithSafetyMargin) is %v; it must be at least %v, which is what two clocks may drift apart in a TTL of %v: margin >= TTL*2ρ/(1+ρ) with ρ = %v", c.Margin, least, c.TTL, ClockDrift)
+	case c.Margin >= c.TTL/2:
+		return fmt.Errorf("safety margin (WithSafetyMargin) is %v; it must be less than half of the TTL of %v: margin < TTL/2", c.Margin, c.TTL)
+	case c.Renew <= 0 || c.Renew > c.belief()/3:
+		return fmt.Errorf("renew interval (WithRenewInterval) is %v; it must be above 0 and at most %v: renew <= (TTL-margin)/3", c.Renew, c.belief()/3)
+	case c.Attempt <= 0 || c.Attempt > c.belief()/4:
+		return fmt.Errorf("attempt timeout (WithAttemptTimeout) is %v; it must be above 0 and at most %v: attempt <= (TTL-margin)/4", c.Attempt, c.belief()/4)
+	case !(c.Jitter >= 0 && c.Jitter <= 0.5):
+		return fmt.Errorf("jitter (WithLeaseJitter) is %v; it must be from 0 to 0.5", c.Jitter)
+	}
+	return nil
+}
 
 // An Observer is told what an Elector does. Its methods must neither block nor call a
 // method of the Elector but ID. Began and Lost come in the order of the changes.

@@ -11,7 +11,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"log/slog"
 	"strconv"
 	"strings"
 	"sync"
@@ -28,18 +27,6 @@ import (
 	"github.com/baldur-go/baldur/internal/pqconn"
 	"github.com/baldur-go/baldur/internal/sqlpool"
 )
-
-// Config is what the witness of a lease goes by.
-type Config struct {
-	Name, Region string
-	Table        *[2]string // schema and name; nil: the usual one
-	Owners       []string   // roles that may own it, besides those that may in any case
-	TTL, Margin  time.Duration
-	Attempt      time.Duration // of a request
-	KillAfter    time.Duration // see WithFenceKill; 0: never
-	Notify       bool
-	Log          *slog.Logger
-}
 
 // A Pool is the pool beside which the connection of a lease is made. Where it is not
 // baldur's, Dial and Untracked are nil.
