@@ -51,8 +51,9 @@ type Config struct {
 	Attempt time.Duration // of a request
 	Jitter  float64       // fraction by which intervals vary, up or down
 
-	Clock func() time.Duration   // nil: the monotonic clock of package time
-	Gone  func() <-chan struct{} // returns what is closed when the witness is not to be used any more
+	Clock     func() time.Duration   // nil: the monotonic clock of package time
+	Suspended func() time.Duration   // for how long the machine has been suspended so far; nil: as it says itself
+	Gone      func() <-chan struct{} // returns what is closed when the witness is not to be used any more
 }
 
 // belief is for how long after the sending of a request its success lets the holder
@@ -150,6 +151,14 @@ func (e *Elector) now() time.Duration {
 		return e.cfg.Clock()
 	}
 	return time.Since(base)
+}
+
+// suspendGap is for how long the machine has been suspended since it booted.
+func (e *Elector) suspendGap() time.Duration {
+	if e.cfg.Suspended != nil {
+		return e.cfg.Suspended()
+	}
+	return bootGap()
 }
 
 // Belief returns what this process believes at this moment; nil if it is not primary. It
@@ -287,7 +296,7 @@ func (e *Elector) take(ctx context.Context) (bool, error) {
 	}
 	ctx, cancel := e.attempt(ctx)
 	defer cancel()
-	gap := suspendGap() // first: the machine may be suspended before the reply
+	gap := e.suspendGap() // first: the machine may be suspended before the reply
 	sent, waited := e.now(), max(0, now-e.watch.Since)
 	e.leaseTo = sent + e.cfg.TTL
 	row, ok, err := e.witness.Acquire(ctx, e.id, e.watch.Row, e.watch.Top, now >= anyway)
@@ -341,28 +350,27 @@ func (e *Elector) Look(ctx context.Context) (Row, error) {
 // Verify asks the witness whether this process is primary: that was so when it answered,
 // and is so by the clock now. If the witness denies it, the belief ends.
 func (e *Elector) Verify(ctx context.Context) (bool, error) {
-	if err := e.claimOpen(ctx); err != nil {
-		return false, err
-	}
-	defer e.unclaim()
-	b := e.Belief()
-	if b == nil {
-		return false, nil
-	}
-	if err := e.look(ctx); err != nil {
-		return false, err
-	}
-	if r := e.watch.Row; r.LeaseID != e.id || r.Epoch != b.Epoch {
-		e.lose(Fenced)
-		return false, nil
-	}
-	return e.Belief() != nil, nil
+	return e.whilePrimary(ctx, func(b *Belief) (bool, error) {
+		if err := e.look(ctx); err != nil {
+			return false, err
+		}
+		if r := e.watch.Row; r.LeaseID != e.id || r.Epoch != b.Epoch {
+			e.lose(Fenced)
+			return false, nil
+		}
+		return e.Belief() != nil, nil
+	})
 }
 
 // Renew renews the lease, if this process is primary, and tells whether it still is. With
 // an error it is unknown whether the lease was renewed, and the belief ends when it would
 // have.
 func (e *Elector) Renew(ctx context.Context) (bool, error) {
+	return e.whilePrimary(ctx, func(b *Belief) (bool, error) { return e.renew(ctx, b) })
+}
+
+// whilePrimary calls f with the witness, if this process is primary then.
+func (e *Elector) whilePrimary(ctx context.Context, f func(*Belief) (bool, error)) (bool, error) {
 	if err := e.claimOpen(ctx); err != nil {
 		return false, err
 	}
@@ -371,7 +379,7 @@ func (e *Elector) Renew(ctx context.Context) (bool, error) {
 	if b == nil {
 		return false, nil
 	}
-	return e.renew(ctx, b)
+	return f(b)
 }
 
 func (e *Elector) renew(ctx context.Context, b *Belief) (bool, error) {
@@ -510,7 +518,7 @@ func (e *Elector) begin(epoch int64, sent, gap, waited time.Duration) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	now := e.now()
-	if now >= sent+e.cfg.belief() || suspendGap()-gap > suspendTolerance {
+	if now >= sent+e.cfg.belief() || e.suspendGap()-gap > suspendTolerance {
 		return false
 	}
 	ctx, cancel := context.WithCancelCause(context.Background())
@@ -536,7 +544,7 @@ func (e *Elector) extend(b *Belief, sent time.Duration) bool {
 	if e.belief.Load() != b || b.Remaining(now) <= 0 {
 		return false
 	}
-	gap := suspendGap()
+	gap := e.suspendGap()
 	if gap-b.gap > suspendTolerance {
 		e.loseLocked(Suspended)
 		return false
@@ -574,7 +582,7 @@ func (e *Elector) check() {
 	if b == nil {
 		return
 	}
-	gap := suspendGap() - b.gap
+	gap := e.suspendGap() - b.gap
 	e.gap = max(0, gap)
 	switch {
 	case b.Remaining(e.now()) <= 0:
@@ -743,10 +751,12 @@ func (e *Elector) resign(l *loop) error {
 func (e *Elector) hangUp() {
 	e.mu.Lock()
 	needed := e.loop != nil
+	if !needed {
+		e.observer.InUse(false) // under mu: a loop that starts now says otherwise afterwards
+	}
 	e.mu.Unlock()
 	if !needed {
 		e.line.Close()
-		e.observer.InUse(false)
 	}
 }
 

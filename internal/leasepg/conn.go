@@ -85,7 +85,7 @@ type Witness struct {
 	warned        atomic.Bool // a WARNING came during the statement
 
 	mu      sync.Mutex    // guards the field below, and sock's read deadline while it is set
-	waiting bool          // in awaitReadable
+	waiting bool          // in pqconn.AwaitReadable
 	wake    chan struct{} // of capacity 1
 }
 
@@ -375,7 +375,7 @@ func (w *Witness) makeRow(ctx context.Context) error {
 // attend begins to LISTEN, and tells whether it does. It is called when there is nothing else
 // to do: without it, changes are found by polling.
 func (w *Witness) attend(ctx context.Context) bool {
-	if !w.cfg.Notify || !canPeek || w.sock == nil || w.pooler || time.Now().Before(w.noListenUntil) {
+	if !w.cfg.Notify || !pqconn.CanPeek || w.sock == nil || w.pooler || time.Now().Before(w.noListenUntil) {
 		return false
 	}
 	if w.listen = w.aside(ctx, "LISTEN "+pq.QuoteIdentifier(leaseChannel(w.cfg.Name))); !w.listen {
@@ -770,7 +770,7 @@ func (w *Witness) awaitBell(d time.Duration, unless func() bool) bool {
 	w.waiting = true
 	_ = w.sock.Conn.SetReadDeadline(time.Now().Add(d))
 	w.mu.Unlock()
-	ready := awaitReadable(rc)
+	ready := pqconn.AwaitReadable(rc)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.waiting = false
