@@ -40,11 +40,6 @@ type PGAdminProvider interface {
 	Session(ctx context.Context) (*Session, error)
 	CreateCursor(ctx context.Context) (*Cursor, error)
 
-	LockHolders(ctx context.Context, id int64) ([]LockHolder, error)
-	BlockingTree(ctx context.Context) ([]*BlockingNode, error)
-	Terminate(ctx context.Context, pid int) (bool, error)
-	Cancel(ctx context.Context, pid int) (bool, error)
-
 	Close() error
 }
 
@@ -188,84 +183,47 @@ func (p *PGAdmin) ActiveConnectionCount(ctx context.Context) (int, error) {
 	return s.Active, err
 }
 
-// NoopPGAdmin is the PGAdminProvider where there is no PostgreSQL. It is not
-// available, reads give zero values, locks are not acquired, and the rest does
-// nothing. The functions given to its With… methods are called all the same, with
+// NoopPGAdmin is the PGAdminProvider where there is no PostgreSQL, and has its methods. It is
+// not available, reads give zero values, locks are not acquired, and the rest does
+// nothing, at once. The functions given to its With… methods are called all the same, with
 // acquired false, a Session that does nothing and whose queries fail, and a nil
-// *sql.Tx. The zero value is ready.
-type NoopPGAdmin struct{}
+// *sql.Tx. The queries of its Cursor fail, too. The zero value is ready.
+type NoopPGAdmin struct{ noop }
 
 var _ PGAdminProvider = NoopPGAdmin{}
 
-// IsAvailable returns false.
-func (NoopPGAdmin) IsAvailable() bool { return false }
+// noop has NoopPGAdmin's methods, which that one's comment describes: one by one they
+// would make two thirds of a page of documentation that says nothing.
+type noop struct{}
 
-// Ping does nothing.
-func (NoopPGAdmin) Ping(context.Context) error { return nil }
-
-// ConnectionStats returns zeros.
-func (NoopPGAdmin) ConnectionStats(context.Context) (ConnectionStats, error) {
+func (noop) IsAvailable() bool          { return false }
+func (noop) Ping(context.Context) error { return nil }
+func (noop) ConnectionStats(context.Context) (ConnectionStats, error) {
 	return ConnectionStats{}, nil
 }
-
-// ActiveConnectionCount returns 0.
-func (NoopPGAdmin) ActiveConnectionCount(context.Context) (int, error) { return 0, nil }
-
-// AcquireAdvisoryLock returns false.
-func (NoopPGAdmin) AcquireAdvisoryLock(context.Context, int64, bool) (bool, error) {
+func (noop) ActiveConnectionCount(context.Context) (int, error) { return 0, nil }
+func (noop) AcquireAdvisoryLock(context.Context, int64, bool) (bool, error) {
 	return false, nil
 }
-
-// AcquireAdvisoryLockShared returns false.
-func (NoopPGAdmin) AcquireAdvisoryLockShared(context.Context, int64, bool) (bool, error) {
+func (noop) AcquireAdvisoryLockShared(context.Context, int64, bool) (bool, error) {
 	return false, nil
 }
-
-// TryAdvisoryLock returns false.
-func (NoopPGAdmin) TryAdvisoryLock(context.Context, int64) (bool, error) { return false, nil }
-
-// ReleaseAdvisoryLock returns false.
-func (NoopPGAdmin) ReleaseAdvisoryLock(context.Context, int64) (bool, error) { return false, nil }
-
-// ReleaseAdvisoryLockShared returns false.
-func (NoopPGAdmin) ReleaseAdvisoryLockShared(context.Context, int64) (bool, error) {
+func (noop) TryAdvisoryLock(context.Context, int64) (bool, error)     { return false, nil }
+func (noop) ReleaseAdvisoryLock(context.Context, int64) (bool, error) { return false, nil }
+func (noop) ReleaseAdvisoryLockShared(context.Context, int64) (bool, error) {
 	return false, nil
 }
-
-// WithAdvisoryLock calls f, with acquired false.
-func (NoopPGAdmin) WithAdvisoryLock(ctx context.Context, _ int64, _ LockOptions, f func(context.Context, *Session, bool) error) error {
+func (noop) WithAdvisoryLock(ctx context.Context, _ int64, _ LockOptions, f func(context.Context, *Session, bool) error) error {
 	return f(ctx, new(Session), false)
 }
-
-// WithTxAdvisoryLock calls f, with a nil tx and acquired false.
-func (NoopPGAdmin) WithTxAdvisoryLock(ctx context.Context, _ int64, _ LockOptions, f func(context.Context, *sql.Tx, bool) error) error {
+func (noop) WithTxAdvisoryLock(ctx context.Context, _ int64, _ LockOptions, f func(context.Context, *sql.Tx, bool) error) error {
 	return f(ctx, nil, false)
 }
-
-// WithTimeouts calls f.
-func (NoopPGAdmin) WithTimeouts(ctx context.Context, _, _ time.Duration, f func(context.Context, *Session) error) error {
+func (noop) WithTimeouts(ctx context.Context, _, _ time.Duration, f func(context.Context, *Session) error) error {
 	return f(ctx, new(Session))
 }
-
-// Session returns one that does nothing.
-func (NoopPGAdmin) Session(context.Context) (*Session, error) { return new(Session), nil }
-
-// CreateCursor returns one whose queries fail.
-func (NoopPGAdmin) CreateCursor(context.Context) (*Cursor, error) {
+func (noop) Session(context.Context) (*Session, error) { return new(Session), nil }
+func (noop) CreateCursor(context.Context) (*Cursor, error) {
 	return new(Cursor), nil
 }
-
-// LockHolders returns none.
-func (NoopPGAdmin) LockHolders(context.Context, int64) ([]LockHolder, error) { return nil, nil }
-
-// BlockingTree returns none.
-func (NoopPGAdmin) BlockingTree(context.Context) ([]*BlockingNode, error) { return nil, nil }
-
-// Terminate returns false.
-func (NoopPGAdmin) Terminate(context.Context, int) (bool, error) { return false, nil }
-
-// Cancel returns false.
-func (NoopPGAdmin) Cancel(context.Context, int) (bool, error) { return false, nil }
-
-// Close does nothing.
-func (NoopPGAdmin) Close() error { return nil }
+func (noop) Close() error { return nil }

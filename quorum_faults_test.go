@@ -69,7 +69,6 @@ func TestQuorumOptions(t *testing.T) {
 		{"a", []baldur.QuorumOption{baldur.WithRenewInterval(3001 * time.Millisecond)}, "renew <= (TTL-margin)/3"},
 		{"a", []baldur.QuorumOption{baldur.WithRenewInterval(0)}, "renew"},
 		{"a", []baldur.QuorumOption{baldur.WithAttemptTimeout(2251 * time.Millisecond)}, "attempt <= (TTL-margin)/4"},
-		{"a", []baldur.QuorumOption{baldur.WithLeaseJitter(0.6)}, "jitter"},
 		{"a", []baldur.QuorumOption{baldur.WithFenceKill(2 * time.Second)}, "less than the attempt timeout"},
 		{"a", []baldur.QuorumOption{baldur.WithFenceIdleTimeout(-2)}, "idle"},
 		{"a", []baldur.QuorumOption{baldur.WithFenceIdleTimeout(30 * 24 * time.Hour)}, "idle"},

@@ -11,11 +11,8 @@ import (
 	"github.com/baldur-go/baldur/internal/leasepg"
 )
 
-// What a lease has without options.
-const (
-	DefaultLeaseTTL  = 10 * time.Second
-	DefaultLeaseName = "primary"
-)
+// DefaultLeaseTTL is a lease's TTL without WithLeaseTTL.
+const DefaultLeaseTTL = 10 * time.Second
 
 // quorumConfig is what the options come to.
 type quorumConfig struct {
@@ -76,7 +73,8 @@ func WithSafetyMargin(d time.Duration) QuorumOption {
 }
 
 // WithRenewInterval sets how often the lease is renewed. Default a quarter of
-// the TTL; at most a third of what TTL and margin leave.
+// the TTL; at most a third of what TTL and margin leave. It varies by a tenth, up or
+// down, so that many processes do not act as one.
 func WithRenewInterval(d time.Duration) QuorumOption {
 	return func(c *quorumConfig) { c.Renew = d }
 }
@@ -86,12 +84,6 @@ func WithRenewInterval(d time.Duration) QuorumOption {
 // at most a quarter of what TTL and margin leave.
 func WithAttemptTimeout(d time.Duration) QuorumOption {
 	return func(c *quorumConfig) { c.Attempt = d }
-}
-
-// WithLeaseJitter sets by which part, up or down, the intervals of renewing and
-// polling vary. Default 0.1; 0 to 0.5.
-func WithLeaseJitter(part float64) QuorumOption {
-	return func(c *quorumConfig) { c.Jitter = part }
 }
 
 // WithFenceKill has a takeover that has waited for so long for transactions
@@ -158,7 +150,7 @@ func WithOnLost(f func(QuorumLease, LossReason)) QuorumOption {
 func newQuorumConfig(region string, opts []QuorumOption) (*quorumConfig, error) {
 	const unset = -1
 	c := &quorumConfig{Config: leasepg.Config{
-		Config: lease.Config{Name: DefaultLeaseName, TTL: DefaultLeaseTTL, Margin: unset, Renew: unset, Attempt: unset, Jitter: 0.1},
+		Config: lease.Config{Name: "primary", TTL: DefaultLeaseTTL, Margin: unset, Renew: unset, Attempt: unset, Jitter: 0.1},
 		Region: region, FenceIdle: unset, Notify: true,
 	}}
 	for _, o := range opts {

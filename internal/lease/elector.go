@@ -77,7 +77,7 @@ func (c *Config) Check() error {
 	case c.Attempt <= 0 || c.Attempt > c.belief()/4:
 		return fmt.Errorf("attempt timeout (WithAttemptTimeout) is %v; it must be above 0 and at most %v: attempt <= (TTL-margin)/4", c.Attempt, c.belief()/4)
 	case !(c.Jitter >= 0 && c.Jitter <= 0.5):
-		return fmt.Errorf("jitter (WithLeaseJitter) is %v; it must be from 0 to 0.5", c.Jitter)
+		return fmt.Errorf("jitter is %v; it must be from 0 to 0.5", c.Jitter)
 	}
 	return nil
 }
