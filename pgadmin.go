@@ -183,47 +183,44 @@ func (p *PGAdmin) ActiveConnectionCount(ctx context.Context) (int, error) {
 	return s.Active, err
 }
 
-// NoopPGAdmin is the PGAdminProvider where there is no PostgreSQL, and has its methods. It is
-// not available, reads give zero values, locks are not acquired, and the rest does
+// NoopPGAdmin is the PGAdminProvider where there is no PostgreSQL. It is not available, reads give zero values, locks are not acquired, and the rest does
 // nothing, at once. The functions given to its With… methods are called all the same, with
 // acquired false, a Session that does nothing and whose queries fail, and a nil
 // *sql.Tx. The queries of its Cursor fail, too. The zero value is ready.
-type NoopPGAdmin struct{ noop }
+type NoopPGAdmin struct{}
 
 var _ PGAdminProvider = NoopPGAdmin{}
 
-// noop has NoopPGAdmin's methods, which that one's comment describes: one by one they
-// would make two thirds of a page of documentation that says nothing.
-type noop struct{}
+// What each of them does, the type's comment says.
 
-func (noop) IsAvailable() bool          { return false }
-func (noop) Ping(context.Context) error { return nil }
-func (noop) ConnectionStats(context.Context) (ConnectionStats, error) {
+func (NoopPGAdmin) IsAvailable() bool          { return false }
+func (NoopPGAdmin) Ping(context.Context) error { return nil }
+func (NoopPGAdmin) ConnectionStats(context.Context) (ConnectionStats, error) {
 	return ConnectionStats{}, nil
 }
-func (noop) ActiveConnectionCount(context.Context) (int, error) { return 0, nil }
-func (noop) AcquireAdvisoryLock(context.Context, int64, bool) (bool, error) {
+func (NoopPGAdmin) ActiveConnectionCount(context.Context) (int, error) { return 0, nil }
+func (NoopPGAdmin) AcquireAdvisoryLock(context.Context, int64, bool) (bool, error) {
 	return false, nil
 }
-func (noop) AcquireAdvisoryLockShared(context.Context, int64, bool) (bool, error) {
+func (NoopPGAdmin) AcquireAdvisoryLockShared(context.Context, int64, bool) (bool, error) {
 	return false, nil
 }
-func (noop) TryAdvisoryLock(context.Context, int64) (bool, error)     { return false, nil }
-func (noop) ReleaseAdvisoryLock(context.Context, int64) (bool, error) { return false, nil }
-func (noop) ReleaseAdvisoryLockShared(context.Context, int64) (bool, error) {
+func (NoopPGAdmin) TryAdvisoryLock(context.Context, int64) (bool, error)     { return false, nil }
+func (NoopPGAdmin) ReleaseAdvisoryLock(context.Context, int64) (bool, error) { return false, nil }
+func (NoopPGAdmin) ReleaseAdvisoryLockShared(context.Context, int64) (bool, error) {
 	return false, nil
 }
-func (noop) WithAdvisoryLock(ctx context.Context, _ int64, _ LockOptions, f func(context.Context, *Session, bool) error) error {
+func (NoopPGAdmin) WithAdvisoryLock(ctx context.Context, _ int64, _ LockOptions, f func(context.Context, *Session, bool) error) error {
 	return f(ctx, new(Session), false)
 }
-func (noop) WithTxAdvisoryLock(ctx context.Context, _ int64, _ LockOptions, f func(context.Context, *sql.Tx, bool) error) error {
+func (NoopPGAdmin) WithTxAdvisoryLock(ctx context.Context, _ int64, _ LockOptions, f func(context.Context, *sql.Tx, bool) error) error {
 	return f(ctx, nil, false)
 }
-func (noop) WithTimeouts(ctx context.Context, _, _ time.Duration, f func(context.Context, *Session) error) error {
+func (NoopPGAdmin) WithTimeouts(ctx context.Context, _, _ time.Duration, f func(context.Context, *Session) error) error {
 	return f(ctx, new(Session))
 }
-func (noop) Session(context.Context) (*Session, error) { return new(Session), nil }
-func (noop) CreateCursor(context.Context) (*Cursor, error) {
+func (NoopPGAdmin) Session(context.Context) (*Session, error) { return new(Session), nil }
+func (NoopPGAdmin) CreateCursor(context.Context) (*Cursor, error) {
 	return new(Cursor), nil
 }
-func (noop) Close() error { return nil }
+func (NoopPGAdmin) Close() error { return nil }

@@ -129,11 +129,11 @@ func (p *PGAdmin) ExecuteTimeoutQuery(ctx context.Context, timeout, sleep time.D
 	return tx.Ask(ctx, pgsession.Request{Query: "SELECT pg_catalog.pg_sleep(" + s + ")::pg_catalog.text"}, new(string))
 }
 
-func (noop) Sleep(context.Context, time.Duration) error                      { return nil }
-func (noop) ExecuteSlowQuery(context.Context, time.Duration) error           { return nil }
-func (noop) BackendPIDWithDelay(context.Context, time.Duration) (int, error) { return 0, nil }
-func (noop) ExecuteAggregateQuery(context.Context, string) (Aggregate, error) {
+func (NoopPGAdmin) Sleep(context.Context, time.Duration) error                      { return nil }
+func (NoopPGAdmin) ExecuteSlowQuery(context.Context, time.Duration) error           { return nil }
+func (NoopPGAdmin) BackendPIDWithDelay(context.Context, time.Duration) (int, error) { return 0, nil }
+func (NoopPGAdmin) ExecuteAggregateQuery(context.Context, string) (Aggregate, error) {
 	return Aggregate{}, nil
 }
-func (noop) ExecuteNonexistentTableQuery(context.Context) error              { return nil }
-func (noop) ExecuteTimeoutQuery(_ context.Context, _, _ time.Duration) error { return nil }
+func (NoopPGAdmin) ExecuteNonexistentTableQuery(context.Context) error              { return nil }
+func (NoopPGAdmin) ExecuteTimeoutQuery(_ context.Context, _, _ time.Duration) error { return nil }
