@@ -15,9 +15,9 @@ import (
 	"github.com/lib/pq"
 
 	"github.com/baldur-go/baldur"
-	"github.com/baldur-go/baldur/internal/sqlpool"
 	"github.com/baldur-go/baldur/internal/hook"
 	"github.com/baldur-go/baldur/internal/pgtest"
+	"github.com/baldur-go/baldur/internal/sqlpool"
 )
 
 // events collects what hooks are called with.

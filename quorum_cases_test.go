@@ -1429,10 +1429,10 @@ func TestForeignAdvisoryLocks(t *testing.T) {
 		t.Error(err)
 	}
 	soon(t, "a successor", 6*shortTTL, b.IsPrimary)
-	told := log.String() + b.Stats().LastError
-	if !strings.Contains(told, strconv.Itoa(pid)) || !strings.Contains(told, evil) {
-		t.Errorf("who holds the lock (process %d, role %s) is not said", pid, evil)
-	}
+	soon(t, fmt.Sprintf("who holds the lock (process %d, role %s)", pid, evil), 6*shortTTL, func() bool { // it is logged aside
+		told := log.String() + b.Stats().LastError
+		return strings.Contains(told, strconv.Itoa(pid)) && strings.Contains(told, evil)
+	})
 }
 
 // withDatabaseOf is a DSN with the database of another.
