@@ -39,7 +39,7 @@ func learnReasons(deadline time.Time) {
 	var wg sync.WaitGroup
 	var ends sync.WaitGroup
 	cond := sync.NewCond(new(sync.Mutex))
-	in, out, both := make(chan int), make(chan int, 1), make(chan int)
+	in, other, out := make(chan int), make(chan int), make(chan int, 1)
 	var over atomic.Bool
 	mu.Lock()
 	read.Lock()
@@ -61,8 +61,8 @@ func learnReasons(deadline time.Time) {
 		{"chan send", func() { out <- 1 }},
 		{"select", func() {
 			select {
-			case <-both:
-			case both <- 1:
+			case <-in:
+			case <-other:
 			}
 		}},
 		{"sync.Mutex.Lock", mu.Lock},
@@ -89,7 +89,6 @@ func learnReasons(deadline time.Time) {
 	}
 	close(in)
 	<-out
-	close(both)
 	mu.Unlock()
 	read.Unlock()
 	write.RUnlock()

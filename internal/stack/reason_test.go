@@ -27,9 +27,9 @@ func TestReasons(t *testing.T) {
 	defer rw.Unlock()
 	held.RLock()
 	defer held.RUnlock()
-	c, d := make(chan int), make(chan int)
+	c, other, out := make(chan int), make(chan int), make(chan int)
 	defer close(c)
-	defer close(d)
+	defer func() { <-out }()
 	var hold sync.WaitGroup
 	hold.Add(1)
 	defer hold.Done()
@@ -56,12 +56,11 @@ func TestReasons(t *testing.T) {
 			}
 		},
 		"timer":     func() { <-timer.C },
-		"chan send": func() { defer func() { _ = recover() }(); d <- 1 },
+		"chan send": func() { out <- 1 },
 		"select": func() {
-			defer func() { _ = recover() }() // of the send to c once that is closed
 			select {
 			case <-c:
-			case d <- 1:
+			case <-other:
 			}
 		},
 		"select receive": func() {
