@@ -59,30 +59,37 @@ func parkAt(depth int, ready chan<- sample, end <-chan struct{}) {
 // findSched sets the offsets of the only words in g which agree with all samples: sched.g, which is g's
 // own address, and soon after it sched.bp (gobuf in runtime2.go).
 func findSched(parked []sample, deadline time.Time) bool {
-	found := 0
+	found, proven := 0, layout
 	for self := uintptr(32); self < gSize-48; self += 8 {
 		if slices.ContainsFunc(parked, func(s sample) bool {
 			return atomic.LoadUintptr((*uintptr)(unsafe.Add(s.g.p, self))) != uintptr(s.g.p)
 		}) {
 			continue
 		}
-		for bp := self + 8; bp <= self+40; bp += 8 {
-			was := layout
-			layout.self, layout.bp = self, bp
-			if slices.ContainsFunc(parked, func(s sample) bool { return !s.seen(deadline) }) {
-				layout = was
-			} else {
+		layout.self, layout.parked = self, 0
+		for _, s := range parked {
+			var v View
+			s.g.lookUntil(&v, deadline, func() bool { return v.Doing == Parked })
+			layout.parked = s.g.glance().pc
+		}
+		if f := runtime.FuncForPC(layout.parked); f == nil || f.Name() != "runtime.gopark" {
+			continue
+		}
+		for layout.bp = self + 8; layout.bp <= self+40; layout.bp += 8 {
+			if !slices.ContainsFunc(parked, func(s sample) bool { return !s.seen() }) {
 				found++
+				proven = layout
 			}
 		}
 	}
+	layout = proven
 	return found == 1
 }
 
 // seen tells whether a look finds parkAt and its callers.
-func (s *sample) seen(deadline time.Time) bool {
+func (s *sample) seen() bool {
 	var v View
-	if !s.g.lookUntil(&v, deadline, func() bool { return v.Doing == Parked }) || !v.whole {
+	if s.g.look(&v); !v.whole {
 		return false
 	}
 	want := s.key[:s.n]
@@ -96,7 +103,7 @@ func (s *sample) seen(deadline time.Time) bool {
 
 // lookUntil looks again and again, as long as the goroutine is there.
 func (g G) lookUntil(v *View, deadline time.Time, done func() bool) bool {
-	for v.Doing = g.look(v); !done(); v.Doing = g.look(v) {
+	for g.look(v); !done(); g.look(v) {
 		if v.Doing == Unseen || v.Doing == Ended || time.Now().After(deadline) {
 			return false
 		}
