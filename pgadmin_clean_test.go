@@ -295,8 +295,9 @@ var drivers = map[string]func(dsn string) *sql.DB{
 // TestDirtyConnections (lease.md, case 2): every call gives what it gives on new
 // connections, whatever is left on those of the pool.
 func TestDirtyConnections(t *testing.T) {
+	t.Parallel()
 	const size = 3
-	dsn := pgtest.SocketDSN(t)
+	dsn := pgtest.Server(t).SocketDSN("postgres") // of its own: BlockingTree shows the whole server
 	newRival(t, dsn)
 	for name, open := range drivers {
 		want := map[string]any{}

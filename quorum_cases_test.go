@@ -1132,6 +1132,7 @@ func (w wreck) refusedFor(t testing.TB, adm *sql.DB, table, what string, err err
 // TestForeignLeaseTable: a lease table that is not the application's, or that has
 // code in it, is refused by name, at every connect and by MigrateQuorum.
 func TestForeignLeaseTable(t *testing.T) {
+	t.Parallel()
 	for _, w := range wrecks("region", "ttl_ms") {
 		t.Run(w.name, func(t *testing.T) {
 			t.Parallel()
@@ -1174,6 +1175,7 @@ func TestForeignLeaseTable(t *testing.T) {
 
 // TestForeignFenceTable is the same of the fence's.
 func TestForeignFenceTable(t *testing.T) {
+	t.Parallel()
 	for _, w := range wrecks("name", "epoch") {
 		t.Run(w.name, func(t *testing.T) {
 			t.Parallel()
