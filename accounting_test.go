@@ -399,7 +399,6 @@ func accountFake(t *testing.T, mode baldur.Capture, rounds int) {
 }
 
 func TestAccountingPostgres(t *testing.T) {
-	t.Parallel()
 	rounds := 500
 	switch {
 	case os.Getenv("BALDUR_LONG_TABLES") != "": // CI has the long tables once

@@ -295,9 +295,8 @@ var drivers = map[string]func(dsn string) *sql.DB{
 // TestDirtyConnections (lease.md, case 2): every call gives what it gives on new
 // connections, whatever is left on those of the pool.
 func TestDirtyConnections(t *testing.T) {
-	t.Parallel()
 	const size = 3
-	dsn := pgtest.Server(t).SocketDSN("postgres") // of its own: BlockingTree shows the whole server
+	dsn := pgtest.SocketDSN(t)
 	newRival(t, dsn)
 	for name, open := range drivers {
 		want := map[string]any{}

@@ -1144,14 +1144,14 @@ func TestForeignLeaseTable(t *testing.T) {
 			evil, _ := newRole(t, adm, dsn, "evil", "")
 			evilFunctions(t, adm, evil)
 			grantLease(t, adm, table, role)
-			q := newQuorum(t, openPool(t, withParams(t, as, "application_name", "lease a")), "a", baldur.WithLeaseTTL(shortTTL))
+			q := newQuorum(t, openPool(t, withParams(t, as, "application_name", "lease a")), "a", baldur.WithLeaseTTL(10*shortTTL))
 			mustAcquire(t, q)
 			if err := q.ReleaseLease(ctx); err != nil {
 				t.Fatal(err)
 			}
 			w.wreck(t, adm, table, evil)
 			mustExec(t, adm, "SELECT setval('public.ran', 1, false)") // what was there is checked by the ALTER
-			fresh := newQuorum(t, openPool(t, as), "b", baldur.WithLeaseTTL(shortTTL), baldur.WithLeaseName("another row"))
+			fresh := newQuorum(t, openPool(t, as), "b", baldur.WithLeaseTTL(10*shortTTL), baldur.WithLeaseName("another row"))
 			ok, err := fresh.TryAcquirePrimary(ctx)
 			w.refusedFor(t, adm, table, "TryAcquirePrimary", err)
 			if (ok || fresh.IsPrimary()) && !(w.mended && whole(t, adm, table)) {

@@ -20,12 +20,10 @@ import (
 	"database/sql"
 	"encoding/hex"
 	"errors"
-	"flag"
 	"fmt"
 	"net"
 	"net/url"
 	"os"
-	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -47,7 +45,6 @@ const queryTimeout = time.Minute
 // Main runs the tests and then stops the server. It returns to TestMain, after
 // which the testing package exits with the status of the tests.
 func Main(m *testing.M) {
-	moreAtOnce()
 	defer stopAll()
 	defer func() {
 		for _, f := range atEnd {
@@ -57,23 +54,12 @@ func Main(m *testing.M) {
 	m.Run()
 }
 
-// moreAtOnce has twice as many parallel tests run at once as there are processors,
-// up to eight, unless -parallel says how many: those that use a server mostly wait.
-func moreAtOnce() {
-	flag.Parse()
-	set := false
-	flag.Visit(func(f *flag.Flag) { set = set || f.Name == "test.parallel" })
-	if procs := runtime.GOMAXPROCS(0); !set && procs < 8 {
-		flag.Set("test.parallel", strconv.Itoa(min(2*procs, 8)))
-	}
-}
-
 // shared is the server of this process. One for all packages of a go test would
 // save each of them 1.5 s of processor time, which is initdb's. It would need a
 // keeper that outlives every test process, and tests that count the waiters of
 // the whole server in pg_locks would disturb each other.
 var shared = sync.OnceValues(func() (*pgserver.Server, error) {
-	return start(pgserver.Config{Settings: map[string]string{"max_connections": "300"}})
+	return start(pgserver.Config{})
 })
 
 // DSN returns the DSN of a new, empty database, which is dropped when the test ends.
