@@ -1,0 +1,133 @@
+package main
+
+import (
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/baldur-go/baldur"
+)
+
+// A view is how the judge reads a report.
+type view struct {
+	accused   func(baldur.LeakReport) []baldur.ConnectionInfo
+	suspected func(baldur.LeakReport) []baldur.ConnectionInfo
+}
+
+// current is baldur's API as it is.
+var current = view{
+	accused:   func(baldur.LeakReport) []baldur.ConnectionInfo { return nil }, // baldur.LeakReport.Accused, when there is one
+	suspected: func(r baldur.LeakReport) []baldur.ConnectionInfo { return r.SuspectedLeaks },
+}
+
+// A judge collects what the reports say of one program.
+type judge struct {
+	entry
+	view view
+
+	found     map[line]string // by marked line: the verdict of the last report that tells of it
+	convicted map[line]bool   // marked lines that a report accuses
+	accused   map[string]int  // reports that accuse a holder which is no leak, by line and verdict
+	suspect   map[string]int  // reports that suspect one, by line and verdict
+	faults    []string        // of the program itself, or of the harness
+}
+
+func newJudge(e entry, v view) *judge {
+	return &judge{entry: e, view: v, found: map[line]string{}, convicted: map[line]bool{}, accused: map[string]int{}, suspect: map[string]int{}}
+}
+
+// look takes a report. counts tells that it is one of those within which a leak must
+// be found.
+func (j *judge) look(r baldur.LeakReport, counts bool) {
+	note := func(c baldur.ConnectionInfo, innocent map[string]int, accused bool) {
+		at := siteOf(c)
+		verdict := string(c.Verdict)
+		if slices.Contains(j.marks, at) {
+			if counts {
+				j.found[at] = verdict
+				if accused {
+					j.convicted[at] = true
+				}
+			}
+			if j.kind != told {
+				return
+			}
+		}
+		innocent[fmt.Sprintf("%s at %v", verdict, at)]++
+	}
+	accused := j.view.accused(r)
+	defer func() { // last, so that of two holders at a line the accused one counts
+		for _, c := range accused {
+			note(c, j.accused, true)
+		}
+	}()
+	for _, c := range j.view.suspected(r) {
+		if !slices.ContainsFunc(accused, func(a baldur.ConnectionInfo) bool {
+			return a.ConnectionID == c.ConnectionID && a.AcquiredAt.Equal(c.AcquiredAt)
+		}) {
+			note(c, j.suspect, false)
+		}
+	}
+}
+
+func (j *judge) fault(format string, args ...any) {
+	j.faults = append(j.faults, fmt.Sprintf(format, args...))
+}
+
+// wrong says what is against the rules; nil if nothing is.
+func (j *judge) wrong() (all []string) {
+	all = slices.Clone(j.faults)
+	if j.kind == leaks || j.kind == stuck {
+		for _, m := range j.marks {
+			if j.found[m] == "" {
+				all = append(all, fmt.Sprintf("not found: the leak at %v", m))
+			}
+		}
+	}
+	if j.kind != told {
+		for what, n := range j.accused {
+			all = append(all, fmt.Sprintf("accused in %d reports, and is no leak: %s", n, what))
+		}
+	}
+	slices.Sort(all)
+	return all
+}
+
+// says is the judgement in a word or two, for the table.
+func (j *judge) says() string {
+	if w := j.wrong(); len(w) > 0 {
+		return "**wrong**"
+	}
+	var words []string
+	add := func(w string) {
+		if !slices.Contains(words, w) {
+			words = append(words, w)
+		}
+	}
+	for _, m := range j.marks {
+		if v := j.found[m]; v != "" {
+			add(v)
+		}
+	}
+	for _, innocent := range []map[string]int{j.accused, j.suspect} {
+		for what := range innocent {
+			verdict, _, _ := strings.Cut(what, " ")
+			if j.kind == leaks || j.kind == stuck {
+				verdict = "(another: " + verdict + ")"
+			}
+			add(verdict)
+		}
+	}
+	if len(words) == 0 {
+		return "–"
+	}
+	slices.Sort(words)
+	return strings.Join(words, ", ")
+}
+
+// siteOf is the call site of a holder as a line of the corpus.
+func siteOf(c baldur.ConnectionInfo) line {
+	f := c.CallSite()
+	return line{path.Base(strings.ReplaceAll(f.File, `\`, "/")), f.Line}
+}

@@ -1,0 +1,8 @@
+package main
+
+import "slices"
+
+// programs has each program of the corpus once.
+var programs = map[kind][]program{
+	leaks: slices.Concat(rowsLeaks),
+}

@@ -1,0 +1,325 @@
+package main
+
+import (
+	"context"
+	"database/sql"
+	_ "embed"
+	"errors"
+	"fmt"
+	"net/url"
+	"runtime"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/lib/pq"
+)
+
+//go:embed schema.sql
+var schema string
+
+// A pass runs programs once, all side by side, at one leak threshold.
+type pass struct {
+	dsn       string // of a database on the server, whose role may create others
+	threshold time.Duration
+	load      bool // beside each program, queries on its pool; and garbage
+	view      view
+	say       func(format string, args ...any)
+}
+
+const (
+	patience = 30 * time.Second       // with what takes as long as the machine takes
+	margin   = 300 * time.Millisecond // after a threshold; the time of a use is known to 0.1 s
+	pace     = 50 * time.Millisecond  // between two reports, and between two runs of an honest program
+)
+
+// running is a program in a pass.
+type running struct {
+	*judge
+	w        *world
+	returned chan struct{} // closed when it, and no other, runs
+}
+
+func (p *pass) run(ctx context.Context, entries []entry) (_ []*judge, err error) {
+	name := fmt.Sprintf("corpus_%d", time.Now().UnixNano())
+	dsn, err := withDatabase(p.dsn, name)
+	if err != nil {
+		return nil, err
+	}
+	admin, err := sql.Open("postgres", p.dsn)
+	if err != nil {
+		return nil, err
+	}
+	defer admin.Close()
+	if _, err := admin.ExecContext(ctx, "CREATE DATABASE "+pq.QuoteIdentifier(name)); err != nil {
+		return nil, err
+	}
+	defer func() { // with force: the connections of what has leaked
+		_, dropErr := admin.Exec("DROP DATABASE " + pq.QuoteIdentifier(name) + " WITH (FORCE)")
+		err = errors.Join(err, dropErr)
+	}()
+	if err := createSchemas(ctx, dsn, entries); err != nil {
+		return nil, err
+	}
+
+	before := goroutinesOfPrograms()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	over := make(chan struct{})
+	all := make([]*running, len(entries))
+	for i, e := range entries {
+		w, err := newWorld(ctx, over, dsn+"&search_path="+strings.ToLower(e.name), e.name, p.threshold)
+		if err != nil {
+			return nil, err
+		}
+		all[i] = &running{newJudge(e, p.view), w, make(chan struct{})}
+	}
+	began := time.Now()
+	for _, r := range all {
+		go r.start()
+	}
+	var loads, looks sync.WaitGroup
+	calm := make(chan struct{}) // closed: no load any more
+	if p.load {
+		p.startLoad(&loads, all, calm)
+	}
+	stopLooking := make(chan struct{})
+	looks.Go(func() { // at what must never be accused
+		for {
+			for _, r := range all {
+				if r.kind != leaks && r.kind != stuck {
+					r.report(false)
+				}
+			}
+			select {
+			case <-time.After(pace):
+			case <-stopLooking:
+				return
+			}
+		}
+	})
+
+	for _, r := range all {
+		r.awaitStanding(time.Until(began.Add(patience)))
+	}
+	p.say("%d programs stand after %v", len(all), time.Since(began).Round(time.Millisecond))
+	for range 2 { // two reports of each leak
+		runtime.GC()
+		select {
+		case <-time.After(p.threshold + margin):
+		case <-ctx.Done():
+		}
+		for _, r := range all {
+			if r.kind == leaks || r.kind == stuck {
+				r.report(true)
+			}
+		}
+	}
+
+	close(calm)
+	loads.Wait()
+	close(stopLooking)
+	looks.Wait()
+	close(over)
+	for _, r := range all {
+		if r.kind != leaks && r.kind != stuck {
+			r.awaitReturn()
+			if n, ok := r.awaitBack(5 * time.Second); !ok {
+				r.fault("has ended, and has not given %d connections back", n)
+			}
+		}
+	}
+	cancel()
+	for _, r := range all {
+		r.w.close()
+	}
+	for _, r := range all {
+		r.awaitReturn()
+	}
+	p.checkGoroutines(all, before)
+	judges := make([]*judge, len(all))
+	for i, r := range all {
+		judges[i] = r.judge
+	}
+	return judges, nil
+}
+
+// start runs the program: one that leaks once, others until the end.
+func (r *running) start() {
+	defer close(r.returned)
+	defer r.w.stands()
+	for {
+		if err := r.once(); err != nil && !r.w.ending() {
+			r.fault("%v", err)
+			return
+		}
+		if r.kind == leaks || r.kind == stuck || r.kind == heals {
+			return
+		}
+		r.w.stands()
+		if !r.w.sleep(pace) {
+			return
+		}
+	}
+}
+
+func (r *running) once() (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic: %v", p)
+		}
+	}()
+	return r.run(r.w)
+}
+
+func (r *running) report(counts bool) {
+	for _, t := range r.w.trackers() {
+		r.look(t.Report(), counts)
+	}
+}
+
+// awaitStanding waits until the program has leaked, or what it has taken is back.
+func (r *running) awaitStanding(limit time.Duration) {
+	switch r.kind {
+	case honest, thinking, told:
+		return
+	}
+	select {
+	case <-r.w.standing:
+	case <-time.After(limit):
+		r.fault("has not come to its leak in %v", patience)
+		return
+	}
+	n := r.w.inUse()
+	if r.kind != heals {
+		if n == 0 {
+			r.fault("holds no connection")
+		}
+	} else if n, ok := r.awaitBack(5 * time.Second); !ok {
+		r.fault("its ctx has ended, and %d connections are not back", n)
+	}
+}
+
+func (r *running) awaitReturn() {
+	select {
+	case <-r.returned:
+	case <-time.After(patience):
+		r.fault("has not returned %v after the end", patience)
+	}
+}
+
+// awaitBack waits until no connection of the program is out, and returns how many are.
+func (r *running) awaitBack(limit time.Duration) (n int, ok bool) {
+	for end := time.Now().Add(limit); ; time.Sleep(5 * time.Millisecond) {
+		if n = r.w.inUse(); n == 0 {
+			return 0, true
+		}
+		if time.Now().After(end) {
+			return n, false
+		}
+	}
+}
+
+// startLoad starts queries on each program's pool, which give up soon where it is full,
+// and makes garbage.
+func (p *pass) startLoad(loads *sync.WaitGroup, all []*running, calm <-chan struct{}) {
+	for _, r := range all {
+		for range 2 {
+			loads.Go(func() {
+				for {
+					select {
+					case <-calm:
+						return
+					case <-time.After(pace):
+					}
+					ctx, cancel := context.WithTimeout(r.w.ctx, 4*pace)
+					var n int
+					_ = r.w.db.QueryRowContext(ctx, "SELECT count(*) FROM customers").Scan(&n)
+					cancel()
+				}
+			})
+		}
+	}
+	loads.Go(func() {
+		var keep [8][]byte
+		for i := 0; ; i++ {
+			select {
+			case <-calm:
+				runtime.KeepAlive(keep)
+				return
+			case <-time.After(time.Millisecond):
+			}
+			keep[i%len(keep)] = make([]byte, 1<<20)
+		}
+	})
+}
+
+// createSchemas makes a schema for each program.
+func createSchemas(ctx context.Context, dsn string, entries []entry) error {
+	db, err := sql.Open("postgres", dsn)
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	for _, e := range entries {
+		name := strings.ToLower(e.name)
+		if _, err := db.ExecContext(ctx, "CREATE SCHEMA "+name+"; SET search_path = "+name+";"+schema); err != nil {
+			return fmt.Errorf("schema %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// withDatabase returns a URL with another database.
+func withDatabase(dsn, name string) (string, error) {
+	u, err := url.Parse(dsn)
+	if err != nil || u.RawQuery == "" {
+		return "", errors.New("the DSN must be a URL with parameters") // err may have the password
+	}
+	u.Path = "/" + name
+	return u.String(), nil
+}
+
+// checkGoroutines finds goroutines of programs that have not ended.
+func (p *pass) checkGoroutines(all []*running, before map[string]bool) {
+	var left map[string]bool
+	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		left = goroutinesOfPrograms()
+		for g := range before {
+			delete(left, g)
+		}
+		if len(left) == 0 || time.Now().After(end) {
+			break
+		}
+	}
+	for g := range left {
+		blame := all[0]
+		for _, r := range all {
+			if strings.Contains(g, "main."+r.name+"(") || strings.Contains(g, "main."+r.name+".") {
+				blame = r
+			}
+		}
+		blame.fault("a goroutine is left: %s", g)
+	}
+}
+
+// goroutinesOfPrograms are the stacks of the goroutines that run code of programs.
+func goroutinesOfPrograms() map[string]bool {
+	buf := make([]byte, 16<<20)
+	buf = buf[:runtime.Stack(buf, true)]
+	all := map[string]bool{}
+	for g := range strings.SplitSeq(string(buf), "\n\n") {
+		for l := range strings.SplitSeq(g, "\n") {
+			_, file, ok := strings.Cut(l, "/internal/corpus/")
+			if !ok {
+				continue
+			}
+			switch file, _, _ = strings.Cut(file, ":"); file {
+			case "main.go", "run.go", "world.go", "source.go", "judge.go":
+			default:
+				all[g] = true
+			}
+		}
+	}
+	return all
+}
