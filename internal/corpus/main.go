@@ -64,19 +64,21 @@ func run() error {
 	if len(entries) == 0 {
 		return fmt.Errorf("no program matches")
 	}
+	say := func(string, ...any) {}
+	if *verbose {
+		began := time.Now()
+		say = func(format string, args ...any) {
+			fmt.Fprintf(os.Stderr, "%6.1f s: %s\n", time.Since(began).Seconds(), fmt.Sprintf(format, args...))
+		}
+	}
 	if *dsn == "" {
-		server, err := pgserver.Start(ctx, pgserver.Config{Settings: map[string]string{"max_connections": "500"}})
+		server, err := pgserver.Start(ctx, pgserver.Config{Progress: func(s string) { say("%s", s) }, Settings: map[string]string{"max_connections": "500"}})
 		if err != nil {
 			return err
 		}
 		defer server.Stop()
 		*dsn = server.SocketDSN("postgres")
 	}
-	say := func(string, ...any) {}
-	if *verbose {
-		say = func(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) }
-	}
-
 	var results []result
 	for t := range strings.SplitSeq(*thresholds, ",") {
 		threshold, err := time.ParseDuration(t)

@@ -4,5 +4,5 @@ import "slices"
 
 // programs has each program of the corpus once.
 var programs = map[kind][]program{
-	leaks: slices.Concat(rowsLeaks),
+	leaks: slices.Concat(rowsLeaks, rowLeaks, txLeaks, connLeaks, stmtLeaks),
 }

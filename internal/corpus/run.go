@@ -62,6 +62,7 @@ func (p *pass) run(ctx context.Context, entries []entry) (_ []*judge, err error)
 		return nil, err
 	}
 
+	p.say("threshold %v: %d schemas are made", p.threshold, len(entries))
 	before := goroutinesOfPrograms()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -116,6 +117,7 @@ func (p *pass) run(ctx context.Context, entries []entry) (_ []*judge, err error)
 		}
 	}
 
+	p.say("looked at; the programs are ended")
 	close(calm)
 	loads.Wait()
 	close(stopLooking)
@@ -137,6 +139,7 @@ func (p *pass) run(ctx context.Context, entries []entry) (_ []*judge, err error)
 		r.awaitReturn()
 	}
 	p.checkGoroutines(all, before)
+	p.say("ended")
 	judges := make([]*judge, len(all))
 	for i, r := range all {
 		judges[i] = r.judge
