@@ -30,11 +30,12 @@ type judge struct {
 	convicted map[line]bool   // marked lines that a report accuses
 	accused   map[string]int  // reports that accuse a holder which is no leak, by line and verdict
 	suspect   map[string]int  // reports that suspect one, by line and verdict
+	untold    map[line]int    // by marked line: leaks that the last report does not tell of
 	faults    []string        // of the program itself, or of the harness
 }
 
 func newJudge(e entry, v view) *judge {
-	return &judge{entry: e, view: v, found: map[line]string{}, convicted: map[line]bool{}, accused: map[string]int{}, suspect: map[string]int{}}
+	return &judge{entry: e, view: v, found: map[line]string{}, convicted: map[line]bool{}, accused: map[string]int{}, suspect: map[string]int{}, untold: map[line]int{}}
 }
 
 // look takes a report. counts tells that it is one of those within which a leak must
@@ -63,12 +64,35 @@ func (j *judge) look(r baldur.LeakReport, counts bool) {
 		}
 	}()
 	for _, c := range j.view.suspected(r) {
-		if !slices.ContainsFunc(accused, func(a baldur.ConnectionInfo) bool {
-			return a.ConnectionID == c.ConnectionID && a.AcquiredAt.Equal(c.AcquiredAt)
-		}) {
+		if !slices.ContainsFunc(accused, func(a baldur.ConnectionInfo) bool { return same(a, c) }) {
 			note(c, j.suspect, false)
 		}
 	}
+}
+
+// missed notes the holders at marked lines that a report does not tell of, though they
+// are as old as the threshold. Of several leaks of a line all must be told. The last
+// report counts.
+func (j *judge) missed(holders []baldur.ConnectionInfo, r baldur.LeakReport) {
+	toldOf := slices.Concat(j.view.accused(r), j.view.suspected(r))
+	for _, m := range j.marks {
+		n := 0
+		for _, h := range holders {
+			if siteOf(h) == m && h.Held > r.LeakThreshold+margin/2 && !slices.ContainsFunc(toldOf, func(c baldur.ConnectionInfo) bool { return same(c, h) }) {
+				n++
+			}
+		}
+		if n > 0 {
+			j.untold[m] = n
+		} else if slices.ContainsFunc(holders, func(h baldur.ConnectionInfo) bool { return siteOf(h) == m }) {
+			delete(j.untold, m)
+		}
+	}
+}
+
+// same tells whether two are of one checkout.
+func same(a, b baldur.ConnectionInfo) bool {
+	return a.ConnectionID == b.ConnectionID && a.AcquiredAt.Equal(b.AcquiredAt)
 }
 
 func (j *judge) fault(format string, args ...any) {
@@ -82,6 +106,8 @@ func (j *judge) wrong() (all []string) {
 		for _, m := range j.marks {
 			if j.found[m] == "" {
 				all = append(all, fmt.Sprintf("not found: the leak at %v", m))
+			} else if n := j.untold[m]; n > 0 {
+				all = append(all, fmt.Sprintf("of the leaks at %v the last report does not tell of %d", m, n))
 			}
 		}
 	}

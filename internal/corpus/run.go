@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/url"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -30,6 +31,7 @@ type pass struct {
 const (
 	patience = 30 * time.Second       // with what takes as long as the machine takes
 	margin   = 300 * time.Millisecond // after a threshold; the time of a use is known to 0.1 s
+	stagger  = 10 * time.Millisecond  // between the starts of two programs, so that not all dial at once
 	pace     = 50 * time.Millisecond  // between two reports, and between two runs of an honest program
 )
 
@@ -37,7 +39,8 @@ const (
 type running struct {
 	*judge
 	w        *world
-	returned chan struct{} // closed when it, and no other, runs
+	returned chan struct{} // closed when it has returned
+	late     bool
 }
 
 func (p *pass) run(ctx context.Context, entries []entry) (_ []*judge, err error) {
@@ -73,11 +76,12 @@ func (p *pass) run(ctx context.Context, entries []entry) (_ []*judge, err error)
 		if err != nil {
 			return nil, err
 		}
-		all[i] = &running{newJudge(e, p.view), w, make(chan struct{})}
+		all[i] = &running{judge: newJudge(e, p.view), w: w, returned: make(chan struct{})}
 	}
 	began := time.Now()
 	for _, r := range all {
 		go r.start()
+		time.Sleep(stagger)
 	}
 	var loads, looks sync.WaitGroup
 	calm := make(chan struct{}) // closed: no load any more
@@ -123,10 +127,11 @@ func (p *pass) run(ctx context.Context, entries []entry) (_ []*judge, err error)
 	close(stopLooking)
 	looks.Wait()
 	close(over)
+	end := time.Now().Add(patience)
 	for _, r := range all {
 		if r.kind != leaks && r.kind != stuck {
-			r.awaitReturn()
-			if n, ok := r.awaitBack(5 * time.Second); !ok {
+			r.awaitReturn(time.Until(end))
+			if n, ok := r.awaitBack(5 * time.Second); !ok && !r.late {
 				r.fault("has ended, and has not given %d connections back", n)
 			}
 		}
@@ -136,7 +141,7 @@ func (p *pass) run(ctx context.Context, entries []entry) (_ []*judge, err error)
 		r.w.close()
 	}
 	for _, r := range all {
-		r.awaitReturn()
+		r.awaitReturn(time.Until(end))
 	}
 	p.checkGoroutines(all, before)
 	p.say("ended")
@@ -177,7 +182,11 @@ func (r *running) once() (err error) {
 
 func (r *running) report(counts bool) {
 	for _, t := range r.w.trackers() {
-		r.look(t.Report(), counts)
+		report := t.Report()
+		r.look(report, counts)
+		if counts {
+			r.missed(t.Holders(), report)
+		}
 	}
 }
 
@@ -203,10 +212,15 @@ func (r *running) awaitStanding(limit time.Duration) {
 	}
 }
 
-func (r *running) awaitReturn() {
+// awaitReturn waits until the program has returned. It does so once.
+func (r *running) awaitReturn(limit time.Duration) {
+	if r.late {
+		return
+	}
 	select {
 	case <-r.returned:
-	case <-time.After(patience):
+	case <-time.After(limit):
+		r.late = true
 		r.fault("has not returned %v after the end", patience)
 	}
 }
@@ -264,11 +278,20 @@ func createSchemas(ctx context.Context, dsn string, entries []entry) error {
 		return err
 	}
 	defer db.Close()
-	for _, e := range entries {
-		name := strings.ToLower(e.name)
-		if _, err := db.ExecContext(ctx, "CREATE SCHEMA "+name+"; SET search_path = "+name+";"+schema); err != nil {
-			return fmt.Errorf("schema %s: %w", name, err)
-		}
+	g := newGroup(ctx)
+	for part := range slices.Chunk(entries, (len(entries)+3)/4) {
+		g.run(func(ctx context.Context) error {
+			var all strings.Builder // in one transaction
+			for _, e := range part {
+				name := pq.QuoteIdentifier(strings.ToLower(e.name))
+				fmt.Fprintf(&all, "CREATE SCHEMA %s; SET search_path = %[1]s; %s", name, schema)
+			}
+			_, err := db.ExecContext(ctx, all.String())
+			return err
+		})
+	}
+	if err := g.wait(); !errors.Is(err, context.Canceled) || ctx.Err() != nil {
+		return fmt.Errorf("schemas: %w", err)
 	}
 	return nil
 }
@@ -284,34 +307,36 @@ func withDatabase(dsn, name string) (string, error) {
 }
 
 // checkGoroutines finds goroutines of programs that have not ended.
-func (p *pass) checkGoroutines(all []*running, before map[string]bool) {
-	var left map[string]bool
-	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+func (p *pass) checkGoroutines(all []*running, before map[string]string) {
+	var left map[string]string
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		left = goroutinesOfPrograms()
-		for g := range before {
-			delete(left, g)
+		for id := range before {
+			delete(left, id)
 		}
 		if len(left) == 0 || time.Now().After(end) {
 			break
 		}
 	}
-	for g := range left {
+	for _, stack := range left {
 		blame := all[0]
 		for _, r := range all {
-			if strings.Contains(g, "main."+r.name+"(") || strings.Contains(g, "main."+r.name+".") {
+			if strings.Contains(stack, "main."+r.name+"(") || strings.Contains(stack, "main."+r.name+".") {
 				blame = r
 			}
 		}
-		blame.fault("a goroutine is left: %s", g)
+		blame.fault("a goroutine is left: %s", stack)
 	}
 }
 
-// goroutinesOfPrograms are the stacks of the goroutines that run code of programs.
-func goroutinesOfPrograms() map[string]bool {
+// goroutinesOfPrograms are the stacks of the goroutines that run code of programs, by
+// their ids.
+func goroutinesOfPrograms() map[string]string {
 	buf := make([]byte, 16<<20)
 	buf = buf[:runtime.Stack(buf, true)]
-	all := map[string]bool{}
+	all := map[string]string{}
 	for g := range strings.SplitSeq(string(buf), "\n\n") {
+		id, _, _ := strings.Cut(g, " [")
 		for l := range strings.SplitSeq(g, "\n") {
 			_, file, ok := strings.Cut(l, "/internal/corpus/")
 			if !ok {
@@ -320,7 +345,7 @@ func goroutinesOfPrograms() map[string]bool {
 			switch file, _, _ = strings.Cut(file, ":"); file {
 			case "main.go", "run.go", "world.go", "source.go", "judge.go":
 			default:
-				all[g] = true
+				all[id] = g
 			}
 		}
 	}

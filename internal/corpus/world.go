@@ -84,14 +84,21 @@ func (w *world) ending() bool {
 
 // serve serves HTTP until the end, and returns the URL.
 func (w *world) serve(h http.Handler) (string, error) {
+	url, stop, err := listen(h)
+	if err == nil {
+		w.atEnd(stop)
+	}
+	return url, err
+}
+
+func listen(h http.Handler) (url string, stop func(), err error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		return "", err
+		return "", nil, err
 	}
 	srv := &http.Server{Handler: h, ReadHeaderTimeout: time.Minute}
 	go func() { _ = srv.Serve(l) }()
-	w.atEnd(func() { _ = srv.Close() })
-	return "http://" + l.Addr().String(), nil
+	return "http://" + l.Addr().String(), func() { _ = srv.Close() }, nil
 }
 
 // atEnd has f called after the end, before the pools are closed.
