@@ -290,7 +290,7 @@ func createSchemas(ctx context.Context, dsn string, entries []entry) error {
 			return err
 		})
 	}
-	if err := g.wait(); !errors.Is(err, context.Canceled) || ctx.Err() != nil {
+	if err := g.wait(); err != nil {
 		return fmt.Errorf("schemas: %w", err)
 	}
 	return nil
