@@ -30,7 +30,7 @@ func TestCorpus(t *testing.T) {
 	if out, err := exec.CommandContext(ctx, "go", append(build, ".")...).CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	server := pgtest.Server(t, "max_connections=500")
+	server := pgtest.Server(t, "max_connections=1000")
 	cmd := exec.CommandContext(ctx, program, "-v", "-threshold", "500ms", "-dsn", server.SocketDSN("postgres"))
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = 10 * time.Second
@@ -120,6 +120,37 @@ func TestJudge(t *testing.T) {
 		}
 		if got := j.says(); got != c.says {
 			t.Errorf("%s: says %q, want %q", c.name, got, c.says)
+		}
+	}
+}
+
+// TestJudgeEnded: of what a ctx has ended, that of a leak must be counted, and of nothing
+// that is closed may be said that it is not.
+func TestJudgeEnded(t *testing.T) {
+	leak, other := line{"leak.go", 7}, line{"leak.go", 8}
+	for _, c := range []struct {
+		kind             kind
+		ended, notClosed map[line]int
+		wrong, says      string
+	}{
+		{heals, map[line]int{leak: 2}, nil, "", "ended by its ctx"},
+		{heals, map[line]int{leak: 2}, map[line]int{leak: 1}, "", "not closed"},
+		{heals, nil, nil, "not counted as ended by its ctx: leak.go:7", "**wrong**"},
+		{heals, map[line]int{leak: 1, other: 1}, map[line]int{other: 1}, "said 1 times to be not closed, and is closed: leak.go:8", "**wrong**"},
+		{honest, map[line]int{other: 1}, nil, "", "–"},
+		{honest, map[line]int{other: 1}, map[line]int{other: 1}, "said 1 times to be not closed, and is closed: leak.go:8", "**wrong**"},
+	} {
+		e := entry{name: "f", kind: c.kind}
+		if c.kind == heals {
+			e.marks = []line{leak}
+		}
+		j := newJudge(e, view{ended: func(*baldur.Tracker) (ended, notClosed map[line]int) { return c.ended, c.notClosed }})
+		j.account(nil)
+		if got := strings.Join(j.wrong(), "; "); got != c.wrong {
+			t.Errorf("wrong is %q, want %q", got, c.wrong)
+		}
+		if got := j.says(); got != c.says {
+			t.Errorf("says %q, want %q", got, c.says)
 		}
 	}
 }

@@ -9,10 +9,14 @@ import (
 	"github.com/baldur-go/baldur"
 )
 
-// A view is how the judge reads a report.
+// A view is how the judge reads what baldur says.
 type view struct {
 	accused   func(baldur.LeakReport) []baldur.ConnectionInfo
 	suspected func(baldur.LeakReport) []baldur.ConnectionInfo
+
+	// ended returns, by line, how many checkouts their ctx has ended, and how many of
+	// these the program has certainly not closed. nil: baldur does not tell.
+	ended func(*baldur.Tracker) (ended, notClosed map[line]int)
 }
 
 // current is baldur's API as it is.
@@ -30,12 +34,14 @@ type judge struct {
 	convicted map[line]bool   // marked lines that a report accuses
 	accused   map[string]int  // reports that accuse a holder which is no leak, by line and verdict
 	suspect   map[string]int  // reports that suspect one, by line and verdict
+	ended     map[line]int    // by line: checkouts that their ctx has ended
+	notClosed map[line]int    // of these, those that the program has certainly not closed
 	untold    map[line]int    // by marked line: leaks that the last report does not tell of
 	faults    []string        // of the program itself, or of the harness
 }
 
 func newJudge(e entry, v view) *judge {
-	return &judge{entry: e, view: v, found: map[line]string{}, convicted: map[line]bool{}, accused: map[string]int{}, suspect: map[string]int{}, untold: map[line]int{}}
+	return &judge{entry: e, view: v, found: map[line]string{}, convicted: map[line]bool{}, accused: map[string]int{}, suspect: map[string]int{}, untold: map[line]int{}, ended: map[line]int{}, notClosed: map[line]int{}}
 }
 
 // look takes a report. counts tells that it is one of those within which a leak must
@@ -90,6 +96,20 @@ func (j *judge) missed(holders []baldur.ConnectionInfo, r baldur.LeakReport) {
 	}
 }
 
+// account notes what the ctxs of the program have ended, after it.
+func (j *judge) account(t *baldur.Tracker) {
+	if j.view.ended == nil {
+		return
+	}
+	ended, notClosed := j.view.ended(t)
+	for at, n := range ended {
+		j.ended[at] += n
+	}
+	for at, n := range notClosed {
+		j.notClosed[at] += n
+	}
+}
+
 // same tells whether two are of one checkout.
 func same(a, b baldur.ConnectionInfo) bool {
 	return a.ConnectionID == b.ConnectionID && a.AcquiredAt.Equal(b.AcquiredAt)
@@ -109,6 +129,18 @@ func (j *judge) wrong() (all []string) {
 			} else if n := j.untold[m]; n > 0 {
 				all = append(all, fmt.Sprintf("of the leaks at %v the last report does not tell of %d", m, n))
 			}
+		}
+	}
+	if j.kind == heals && j.view.ended != nil {
+		for _, m := range j.marks {
+			if j.ended[m] == 0 {
+				all = append(all, fmt.Sprintf("not counted as ended by its ctx: %v", m))
+			}
+		}
+	}
+	for at, n := range j.notClosed {
+		if !slices.Contains(j.marks, at) {
+			all = append(all, fmt.Sprintf("said %d times to be not closed, and is closed: %v", n, at))
 		}
 	}
 	if j.kind != told {
@@ -134,6 +166,11 @@ func (j *judge) says() string {
 	for _, m := range j.marks {
 		if v := j.found[m]; v != "" {
 			add(v)
+		}
+		if j.kind == heals && j.notClosed[m] > 0 {
+			add("not closed")
+		} else if j.kind == heals && j.ended[m] > 0 {
+			add("ended by its ctx")
 		}
 	}
 	for _, innocent := range []map[string]int{j.accused, j.suspect} {

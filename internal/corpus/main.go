@@ -43,7 +43,7 @@ func run() error {
 	thresholds := flag.String("threshold", "1s,5s", "leak thresholds, one run each")
 	load := flag.Bool("load", false, "run beside queries on each program's pool")
 	only := flag.String("run", "", "run the programs whose names match this")
-	dsn := flag.String("dsn", "", "URL of a server to use; its role may create databases, and it needs 400 connections")
+	dsn := flag.String("dsn", "", "URL of a server to use; its role may create databases, and it needs 1,000 connections")
 	write := flag.String("write", "", "write the tables into this file, as docs/corpus.md")
 	verbose := flag.Bool("v", false, "say what happens")
 	flag.Parse()
@@ -72,7 +72,7 @@ func run() error {
 		}
 	}
 	if *dsn == "" {
-		server, err := pgserver.Start(ctx, pgserver.Config{Progress: func(s string) { say("%s", s) }, Settings: map[string]string{"max_connections": "500"}})
+		server, err := pgserver.Start(ctx, pgserver.Config{Progress: func(s string) { say("%s", s) }, Settings: map[string]string{"max_connections": "1000"}})
 		if err != nil {
 			return err
 		}

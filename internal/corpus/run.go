@@ -79,14 +79,17 @@ func (p *pass) run(ctx context.Context, entries []entry) (_ []*judge, err error)
 		all[i] = &running{judge: newJudge(e, p.view), w: w, returned: make(chan struct{})}
 	}
 	began := time.Now()
-	for _, r := range all {
-		go r.start()
-		time.Sleep(stagger)
-	}
 	var loads, looks sync.WaitGroup
 	calm := make(chan struct{}) // closed: no load any more
+	for _, r := range all {
+		go r.start()
+		if p.load {
+			r.startLoad(&loads, calm)
+		}
+		time.Sleep(stagger)
+	}
 	if p.load {
-		p.startLoad(&loads, all, calm)
+		loads.Go(func() { makeGarbage(calm) })
 	}
 	stopLooking := make(chan struct{})
 	looks.Go(func() { // at what must never be accused
@@ -134,6 +137,11 @@ func (p *pass) run(ctx context.Context, entries []entry) (_ []*judge, err error)
 			if n, ok := r.awaitBack(5 * time.Second); !ok && !r.late {
 				r.fault("has ended, and has not given %d connections back", n)
 			}
+		}
+	}
+	for _, r := range all {
+		for _, t := range r.w.trackers() {
+			r.account(t)
 		}
 	}
 	cancel()
@@ -237,38 +245,44 @@ func (r *running) awaitBack(limit time.Duration) (n int, ok bool) {
 	}
 }
 
-// startLoad starts queries on each program's pool, which give up soon where it is full,
-// and makes garbage.
-func (p *pass) startLoad(loads *sync.WaitGroup, all []*running, calm <-chan struct{}) {
-	for _, r := range all {
-		for range 2 {
-			loads.Go(func() {
-				for {
-					select {
-					case <-calm:
-						return
-					case <-time.After(pace):
-					}
-					ctx, cancel := context.WithTimeout(r.w.ctx, 4*pace)
-					var n int
-					_ = r.w.db.QueryRowContext(ctx, "SELECT count(*) FROM customers").Scan(&n)
-					cancel()
-				}
-			})
+// startLoad starts queries on the program's pool, one after another. They wait for a
+// connection for a while, but no query is cancelled: that would cost a connection, and
+// the load would be one of dialling.
+func (r *running) startLoad(loads *sync.WaitGroup, calm <-chan struct{}) {
+	query := func() error {
+		ctx, cancel := context.WithTimeout(r.w.ctx, 2*time.Second)
+		defer cancel()
+		c, err := r.w.db.Conn(ctx)
+		if err != nil {
+			return err
 		}
+		var n int
+		return errors.Join(c.QueryRowContext(r.w.ctx, "SELECT count(*) FROM customers").Scan(&n), c.Close())
 	}
 	loads.Go(func() {
-		var keep [8][]byte
-		for i := 0; ; i++ {
+		for {
 			select {
 			case <-calm:
-				runtime.KeepAlive(keep)
 				return
-			case <-time.After(time.Millisecond):
+			case <-time.After(pace / 2):
+				_ = query()
 			}
-			keep[i%len(keep)] = make([]byte, 1<<20)
 		}
 	})
+}
+
+// makeGarbage keeps the garbage collector busy.
+func makeGarbage(calm <-chan struct{}) {
+	var keep [8][]byte
+	for i := 0; ; i++ {
+		select {
+		case <-calm:
+			runtime.KeepAlive(keep)
+			return
+		case <-time.After(time.Millisecond):
+		}
+		keep[i%len(keep)] = make([]byte, 1<<20)
+	}
 }
 
 // createSchemas makes a schema for each program.
