@@ -163,11 +163,11 @@ func okRowsPanic(w *world) (err error) {
 		return err
 	}
 	defer rows.Close()
-	var counts map[int]int
+	var stats struct{ counts map[int]int } // not made
 	for rows.Next() {
 		var id int
 		_ = rows.Scan(&id)
-		counts[id]++
+		stats.counts[id]++
 	}
 	return rows.Err()
 }

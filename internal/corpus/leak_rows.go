@@ -235,11 +235,11 @@ func rowsPanicRecovered(w *world) error {
 		if err != nil {
 			return
 		}
-		var totals map[int]int // nil
+		var report struct{ totals map[int]int } // not made
 		for rows.Next() {
 			var customer, amount int
 			_ = rows.Scan(&customer, &amount)
-			totals[customer] += amount
+			report.totals[customer] += amount
 		}
 		rows.Close()
 	})
