@@ -156,6 +156,9 @@ func (p *pass) run(ctx context.Context, entries []entry) (_ []*judge, err error)
 	judges := make([]*judge, len(all))
 	for i, r := range all {
 		judges[i] = r.judge
+		for what, n := range r.suspect {
+			p.say("%s (%s): in %d reports %s", r.name, r.kind, n, what)
+		}
 	}
 	return judges, nil
 }
