@@ -98,7 +98,9 @@ const labelPatience = 10 * time.Millisecond
 //	})
 func LabelConn(c driver.Conn, name string) error { return setLabel(c, label(name)) }
 
-func label(name string) string { return text.Clean(text.Cut(name, maxNameLen)) }
+const maxLabelLen = 200 // bytes
+
+func label(name string) string { return text.Clean(text.Cut(name, maxLabelLen)) }
 
 func setLabel(c driver.Conn, label string) error {
 	r := recordOf(c)
@@ -178,7 +180,7 @@ func (t *Tracker) audit(rec *checkout.Record, query func(context.Context, string
 		}
 	}
 	now := t.clk.Now()
-	d.Connection, d.ReturnedAt = t.info(s, now), t.clk.At(now)
+	d.Connection, d.ReturnedAt = t.info(s, now, nil), t.clk.At(now)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.dirtyTotal++

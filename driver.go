@@ -9,6 +9,7 @@ import (
 	"io"
 
 	"github.com/baldur-go/baldur/internal/pqconn"
+	"github.com/baldur-go/baldur/internal/sqlpool"
 	"github.com/baldur-go/baldur/internal/wrap"
 )
 
@@ -154,6 +155,9 @@ func (c *connector) Connect(ctx context.Context) (driver.Conn, error) {
 	}
 	if ci == nil {
 		return nil, errNoConn
+	}
+	if db := sqlpool.Opening(c); db != nil {
+		c.t.attach(db)
 	}
 	r := c.t.add(Unwrap(ci), sock, closed)
 	c.t.connected(ctx, c.t.clk.Now()-began)

@@ -118,7 +118,7 @@ func ExampleTracker_Report() {
 	if report := baldur.TrackerOf(db).Report(); report.Health != baldur.HealthExhausted {
 		log.Info("pool", "report", report)
 	}
-	// Output: level=INFO msg=pool report.pool=shop report.health=healthy report.suspected_leaks=0 report.long_held=0 report.active_connections=0 report.max_connections=0 report.waiting_requests=0 report.unattributed=0 report.leak_threshold=5m0s
+	// Output: level=INFO msg=pool report.pool=shop report.health=healthy report.accused=0 report.suspected_leaks=0 report.long_held=0 report.active_connections=0 report.max_connections=0 report.waiting_requests=0 report.unattributed=0 report.leak_threshold=5m0s
 }
 
 func withoutTime(groups []string, a slog.Attr) slog.Attr {

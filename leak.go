@@ -41,15 +41,43 @@ const (
 	StateNoCall   State = "no_call_yet"         // taken, and not used since
 )
 
-// Verdict is what is thought of a holder, by the rule that its value names.
+// Verdict is what is thought of a holder, by the rule that its value names. The first that
+// holds is given; a labelled holder (see [Label]) is long_held or in_use.
+//
+// Two of them are accusations, which are proven:
+//
+//   - lost: nothing in the program refers to the Rows or the Row that the connection was
+//     taken for. So nobody can close it, ever. Two looks have seen that, 100 ms apart or
+//     more, after a garbage collection. It is not seen while the Rows has a ctx that can
+//     end (database/sql keeps such a Rows until then), and not of a Rows on a Tx or a
+//     Conn. A program that hides a Rows from the garbage collector, by package unsafe,
+//     can falsify it.
+//   - deadlock: the pool is full, others wait, and each holder of its connections waits
+//     for a connection itself, or its goroutine has exited. So none of them can go on
+//     before another does, unless a ctx ends. Two looks have seen that, 100 ms apart or
+//     more. One thing is not seen: a goroutine to which one of the connections was handed
+//     on and that has not used it yet.
+//
+// The others accuse nobody. suspected and abandoned are suspicions, after the leak
+// threshold; abandoned has the stronger reason. It may lie in a map or a struct, where a
+// program keeps it on purpose: [Label] says so.
 type Verdict string
 
 // The verdicts.
 const (
-	VerdictInUse     Verdict = "in_use"    // out for less than the leak threshold
-	VerdictLongHeld  Verdict = "long_held" // out for the threshold, but labelled, or used within it: not accused
+	VerdictLost      Verdict = "lost"      // accused: nothing refers to the Rows that it was taken for
+	VerdictDeadlock  Verdict = "deadlock"  // accused: all holders of the pool wait for a connection themselves
+	VerdictAbandoned Verdict = "abandoned" // suspected, and whoever took and last used it has left the function that took it
 	VerdictSuspected Verdict = "suspected" // out for the threshold, and not used for that long
+	VerdictLongHeld  Verdict = "long_held" // out for the threshold, but labelled, or used within it
+	VerdictInUse     Verdict = "in_use"    // out for less than the leak threshold
 )
+
+// Accuses tells whether the verdict is an accusation: lost and deadlock are.
+func (v Verdict) Accuses() bool { return v == VerdictLost || v == VerdictDeadlock }
+
+// suspects tells whether the verdict is a suspicion, by age and disuse.
+func (v Verdict) suspects() bool { return v == VerdictSuspected || v == VerdictAbandoned }
 
 // Liveness tells whether a goroutine has ended.
 type Liveness string
@@ -147,6 +175,7 @@ type ConnectionInfo struct {
 	Kind            Kind          // what it was taken for
 	State           State
 	Verdict         Verdict
+	Evidence        string      // for the verdict, in words; "" for in_use
 	Label           string      // of an expected holder: see Label
 	InTransaction   bool        // begun by Begin; a BEGIN in a query's text is not seen
 	RowsOpen        bool        // a Rows of it is open
@@ -154,11 +183,14 @@ type ConnectionInfo struct {
 	QueryInfo       string      // the text of the last statement, the first 2 kB of it: see WithQueryText
 	GoroutineID     int64       // that took it
 	Goroutine       Liveness    // whether that goroutine is alive. The connection may have been handed on.
+	Where           string      // what the goroutine does now that made the last call, in words; "" if not known
+	Now             []Frame     // its stack, from the first frame of the application on; nil if not known
 	LastGoroutineID int64       // that made the last call
 	BackendPID      int         // of the server; 0: unknown. Behind PgBouncer it is not the server's.
 	Span            SpanContext // of the taking, with WithSpanContext
 
 	site    int  // the call site's index in StackTrace
+	waits   bool // the goroutine of the last call waits for a connection itself
 	mayWait bool // requests wait for a connection of the pool, and the holder may be one of them
 }
 
@@ -210,6 +242,9 @@ func short(d time.Duration) string { return text.Short(d) }
 // has not used it for that long: no call in flight, none ended, no row read. One that
 // has used it is listed apart, in LongHeld, and not accused.
 //
+// A holder that is accused (see [Verdict]) is in SuspectedLeaks too if that rule holds for it,
+// and else in Proven. Accused has all of them.
+//
 // While the pool is full, or anyone waits, Holding has all other holders, whatever the
 // threshold: in the first minutes of an outage nobody has had a connection for long, and
 // who has one is what one wants to know. To be listed there is no accusation.
@@ -226,14 +261,20 @@ type LeakReport struct {
 	LeakThreshold  time.Duration
 	Health         PoolHealthStatus
 	Stats          PoolStats
+	Exhausted      time.Duration    // how long the pool has been full while requests waited, as far as Watch or Log has seen; 0: not
+	Recovered      time.Duration    // in a report of Watch: how long it was, before it came to an end
 	SuspectedLeaks []ConnectionInfo // the longest held first
+	Proven         []ConnectionInfo // accused before their time, the longest held first
 	LongHeld       []ConnectionInfo // out for the threshold, and in use within it or labelled
 	Holding        []ConnectionInfo // all others, while the pool is full or anyone waits; the longest unused first
+	Deadlock       *Deadlock        // that the pool is part of; nil: none is known
+	Waiters        []WaiterGroup    // who waits for a connection, by line, the most first
 	Returned       []ConnectionInfo // in a report of Watch: told before, and now back; Held is how long they were out
 	Tracked        int              // connections that are out and whose holder is known
 	Connecting     int              // being dialled, or to be
 	Closing        int              // being closed: an expired one that a checkout has met, or the cleaner's
 	Unattributed   int              // out, but not seen; −1: unknown
+	ContextEnded   []ContextEnded   // by call site, the most not closed first
 	Leases         []QuorumStats    // of the quorums on the pool: see Tracker.Quorums
 	DirtyReturns   []DirtyReturn    // the latest that WithReturnAudit has found, 5 at most, the last one last
 	DirtyTotal     int              // how many there were since the tracker was made
@@ -278,6 +319,77 @@ func (d DirtyReturn) String() string {
 		}
 	}
 	return fmt.Sprintf("connection %d came back %s; taken by %v", d.Connection.ConnectionID, what, d.Connection.CallSite())
+}
+
+// A Deadlock is pools none of whose holders can go on before another does: see [Verdict].
+type Deadlock struct {
+	Pools   []string `json:"pools"`   // by their names
+	Holders int      `json:"holders"` // connections
+	Victims int      `json:"victims"` // goroutines that wait for a connection, and hold none of these pools
+}
+
+// String says it in a line.
+func (d Deadlock) String() string {
+	return fmt.Sprintf("deadlock: all %s of %s are held by goroutines that wait for another, or have exited; %d others wait",
+		plural(d.Holders, "connection"), plural(len(d.Pools), "pool")+" ("+strings.Join(d.Pools, ", ")+")", d.Victims)
+}
+
+// A WaiterGroup is the goroutines that wait at one line for a connection. They are counted a
+// moment before or after the figures of the pool.
+type WaiterGroup struct {
+	CallSite   Frame   `json:"call_site"`
+	StackTrace []Frame `json:"stack_trace"` // from the first frame of the application on
+	Count      int     `json:"count"`
+	OfPool     bool    `json:"of_pool"` // false: it is not known for which pool they wait; several have waiters
+}
+
+// ContextEnded is a line of code whose connections came back because the ctx ended that they
+// were taken with, since the tracker was made.
+//
+// database/sql takes such a connection back on a goroutine of its own. A program that was
+// about to close it is in order, and finds it closed. One that never would have is a leak
+// that heals itself. Which of the two cannot be seen from a driver, except where whoever
+// took the connection has returned from the function that did: see NotClosed.
+type ContextEnded struct {
+	CallSite  Frame
+	Count     int           // checkouts that ended so
+	NotClosed int           // of those, that were surely not closed: the function that took them had returned, or its goroutine had exited
+	Held      time.Duration // the mean of how long they were out
+}
+
+// MarshalJSON writes durations in seconds.
+func (e ContextEnded) MarshalJSON() ([]byte, error) {
+	return marshal(struct {
+		CallSite  Frame   `json:"call_site"`
+		Count     int     `json:"count"`
+		NotClosed int     `json:"not_closed"`
+		Held      float64 `json:"held_seconds_mean"`
+	}{e.CallSite, e.Count, e.NotClosed, e.Held.Seconds()})
+}
+
+// String says it in a line.
+func (e ContextEnded) String() string {
+	closed := "whether they would have been closed is not known"
+	switch e.NotClosed {
+	case 0:
+	case e.Count:
+		closed = "not closed"
+	default:
+		closed = fmt.Sprintf("%d of them not closed, of the others it is not known", e.NotClosed)
+	}
+	return fmt.Sprintf("%s: %s ended by the ctx after %s on average, %s", e.CallSite.place(), plural(e.Count, "checkout"), short(e.Held), closed)
+}
+
+// Accused returns the holders whose verdict is an accusation, the longest held first.
+func (r LeakReport) Accused() []ConnectionInfo {
+	var all []ConnectionInfo
+	for _, c := range slices.Concat(r.SuspectedLeaks, r.Proven) {
+		if c.Verdict.Accuses() {
+			all = append(all, c)
+		}
+	}
+	slices.SortStableFunc(all, func(a, b ConnectionInfo) int { return cmp.Compare(b.Held, a.Held) })
+	return all
 }
 
 // LeakCount is the number of suspected leaks.

@@ -3,17 +3,14 @@ package baldur
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
-	"fmt"
-	"strconv"
-	"sync"
-	"sync/atomic"
 	"time"
 
-	"github.com/baldur-go/baldur/internal/lockqueue"
+	"github.com/baldur-go/baldur/internal/advisory"
 	"github.com/baldur-go/baldur/internal/pgsession"
-	"github.com/baldur-go/baldur/internal/pgsql"
-	"github.com/baldur-go/baldur/internal/sqlpool"
+	"github.com/baldur-go/baldur/internal/pqconn"
+	"github.com/baldur-go/baldur/internal/wrap"
 )
 
 // PGAdminProvider is what a health check, a stress test or a job that must not
@@ -76,90 +73,86 @@ var ErrPGAdminClosed = errors.New("baldur: the PGAdmin is closed")
 // strconv, everything else is quoted. lib/pq needs two round trips for a
 // parameter, and in between PgBouncer in transaction mode may change the server.
 type PGAdmin struct {
-	db     *sql.DB
-	pooler pooler
-	gates  lockqueue.Locks
-
-	// The lock_timeout that the pool's connections were last seen with, in ns.
-	lockTimeout atomic.Int64
-
-	life context.Context // until Close
-	end  context.CancelFunc
-
-	mu       sync.Mutex // guards the fields below
-	closed   bool
-	sessions map[*Session]bool   // of Session, CreateCursor
-	holds    map[lockKey][]*hold // of AcquireAdvisoryLock and its like
+	pool  *pgsession.Pool
+	locks *advisory.Locks
 }
 
 var _ PGAdminProvider = (*PGAdmin)(nil)
 
 // A PGAdminOption sets one thing about a PGAdmin.
-type PGAdminOption func(*PGAdmin)
+type PGAdminOption func(*pgAdminConfig)
+
+type pgAdminConfig struct{ pooler PoolerMode }
 
 // WithPooler says what stands between the pool and PostgreSQL, which is
 // otherwise found out before the first call that needs to know: see
 // [PGAdmin.PoolerMode].
 func WithPooler(m PoolerMode) PGAdminOption {
-	return func(p *PGAdmin) { p.pooler.mode = m }
+	return func(c *pgAdminConfig) { c.pooler = m }
 }
 
 // NewPGAdmin returns a PGAdmin on db, which stays the caller's. It connects to
 // nothing. Close it to give back what it keeps.
 func NewPGAdmin(db *sql.DB, opts ...PGAdminOption) *PGAdmin {
-	p := &PGAdmin{db: db, sessions: map[*Session]bool{}, holds: map[lockKey][]*hold{}}
-	p.life, p.end = context.WithCancel(context.Background())
-	p.pooler.sem = make(chan struct{}, 1)
+	var cfg pgAdminConfig
 	for _, o := range opts {
-		o(p)
+		o(&cfg)
 	}
-	return p
+	pool := pgsession.NewPool(pgsession.Config{DB: db, Mode: pgsession.Pooler(cfg.pooler), Beside: beside, Label: labelSession, Errors: adminErrors})
+	return &PGAdmin{pool, advisory.New(pool, socketOf)}
+}
+
+// adminErrors are the errors of internal packages that have a type here.
+var adminErrors = pgsession.Errors{
+	Closed:  ErrPGAdminClosed,
+	Pooler:  func(p pgsession.Pooler) error { return &PoolerError{PoolerMode(p)} },
+	Lost:    func(ids []int64, err error) error { return &LockLostError{ids, err} },
+	IsLost:  func(err error) bool { return errors.As(err, new(*LockLostError)) },
+	Timeout: func(id int64, waited time.Duration, err error) error { return &LockTimeoutError{id, waited, err} },
+}
+
+// labelSession is Label where there are reports: a pool that is not baldur's has none.
+func labelSession(conn *sql.Conn, name string) { _ = Label(conn, name) }
+
+// beside returns where connections are made as the pool makes its own, beside it; false if it
+// is not baldur's. The deadline of the ctx that a connection is made with ends that too.
+func beside(db *sql.DB) (*sql.DB, bool) {
+	d, ok := db.Driver().(interface{ untracked() driver.Connector })
+	if !ok {
+		return nil, false
+	}
+	return sql.OpenDB(d.untracked()), true
+}
+
+// socketOf is the socket of a connection that baldur has dialled, else nil.
+func socketOf(conn *sql.Conn) (sock *pqconn.Socket) {
+	_ = conn.Raw(func(dc any) error {
+		if c, ok := dc.(driver.Conn); ok {
+			if r := wrap.RecordOf(c); r != nil {
+				sock = r.Sock
+			}
+		}
+		return nil
+	})
+	return sock
 }
 
 // IsAvailable tells whether there is a pool to work on. It does not ask the
 // server: Ping does.
-func (p *PGAdmin) IsAvailable() bool { return p.db != nil }
+func (p *PGAdmin) IsAvailable() bool { return p.pool.DB() != nil }
 
 // Close releases the advisory locks of AcquireAdvisoryLock and its like, and
 // closes the Sessions and Cursors that are open. Calls of WithAdvisoryLock and
 // WithTimeouts that are under way give back what they have when they return;
 // those that wait for a lock end with [ErrPGAdminClosed]. The pool stays open.
 func (p *PGAdmin) Close() error {
-	p.mu.Lock()
-	p.closed = true
-	holds, sessions := p.holds, p.sessions
-	p.holds, p.sessions = map[lockKey][]*hold{}, map[*Session]bool{}
-	p.mu.Unlock()
-	p.end()
-	p.gates.Close(ErrPGAdminClosed)
-	var errs []error
-	for _, hs := range holds {
-		for _, h := range hs {
-			errs = append(errs, h.end())
-		}
-	}
-	for s := range sessions {
-		errs = append(errs, s.Close())
-	}
-	return errors.Join(errs...)
-}
-
-// check tells whether a connection may be kept.
-func (p *PGAdmin) check() error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	switch {
-	case p.db == nil:
-		return errNoPostgres
-	case p.closed:
-		return ErrPGAdminClosed
-	}
-	return nil
+	p.pool.Shut()
+	return errors.Join(p.locks.Close(), p.pool.Close())
 }
 
 // Ping asks the server for a row (SELECT 1), which sql.DB.Ping leaves to the driver.
 func (p *PGAdmin) Ping(ctx context.Context) error {
-	return p.row(ctx, "SELECT 1::pg_catalog.int4", new(int))
+	return p.pool.Row(ctx, "SELECT 1::pg_catalog.int4", new(int))
 }
 
 // ConnectionStats are the server's connections to the current database.
@@ -177,7 +170,7 @@ type ConnectionStats struct {
 func (p *PGAdmin) ConnectionStats(ctx context.Context) (ConnectionStats, error) {
 	var s ConnectionStats
 	const stateIs = `pg_catalog.count(*) FILTER (WHERE state OPERATOR(pg_catalog.=) ANY ('`
-	err := p.row(ctx, `SELECT pg_catalog.count(*), `+stateIs+`{active,fastpath function call}'::pg_catalog.text[])),`+
+	err := p.pool.Row(ctx, `SELECT pg_catalog.count(*), `+stateIs+`{active,fastpath function call}'::pg_catalog.text[])),`+
 		` `+stateIs+`{idle}'::pg_catalog.text[])), `+stateIs+`{idle in transaction,idle in transaction (aborted)}'::pg_catalog.text[])),`+
 		` pg_catalog.count(*) FILTER (WHERE state IS NULL)`+
 		` FROM pg_catalog.pg_stat_activity WHERE datname OPERATOR(pg_catalog.=) pg_catalog.current_database()`+
@@ -195,223 +188,84 @@ func (p *PGAdmin) ActiveConnectionCount(ctx context.Context) (int, error) {
 	return s.Active, err
 }
 
-// maxSleep bounds what a slip of a unit can do to a server.
-const maxSleep = time.Hour
+// NoopPGAdmin is the PGAdminProvider where there is no PostgreSQL. It is not
+// available, reads give zero values, locks are not acquired, and the rest does
+// nothing. The functions given to its With… methods are called all the same, with
+// acquired false, a Session that does nothing and whose queries fail, and a nil
+// *sql.Tx. The zero value is ready.
+type NoopPGAdmin struct{}
 
-// seconds checks a duration of sleep and writes it for pg_sleep.
-func seconds(what string, d time.Duration) (string, error) {
-	if d < 0 || d > maxSleep {
-		return "", fmt.Errorf("baldur: %s is %v; it must be from 0 to %v", what, d, maxSleep)
-	}
-	return "'" + strconv.FormatFloat(d.Seconds(), 'f', -1, 64) + "'::pg_catalog.float8", nil
+var _ PGAdminProvider = NoopPGAdmin{}
+
+// IsAvailable returns false.
+func (NoopPGAdmin) IsAvailable() bool { return false }
+
+// Ping does nothing.
+func (NoopPGAdmin) Ping(context.Context) error { return nil }
+
+// ConnectionStats returns zeros.
+func (NoopPGAdmin) ConnectionStats(context.Context) (ConnectionStats, error) {
+	return ConnectionStats{}, nil
 }
 
-// Sleep has the server sleep for d, from 0 to 1 h (the manual's 9.9.5, pg_sleep).
-func (p *PGAdmin) Sleep(ctx context.Context, d time.Duration) error {
-	s, err := seconds("Sleep: the duration", d)
-	if err != nil {
-		return err
-	}
-	return p.row(ctx, "SELECT pg_catalog.pg_sleep("+s+")::pg_catalog.text", new(string))
+// ActiveConnectionCount returns 0.
+func (NoopPGAdmin) ActiveConnectionCount(context.Context) (int, error) { return 0, nil }
+
+// AcquireAdvisoryLock returns false.
+func (NoopPGAdmin) AcquireAdvisoryLock(context.Context, int64, bool) (bool, error) {
+	return false, nil
 }
 
-// ExecuteSlowQuery runs a query that takes d at least, from 0 to 1 h.
-func (p *PGAdmin) ExecuteSlowQuery(ctx context.Context, d time.Duration) error {
-	s, err := seconds("ExecuteSlowQuery: the duration", d)
-	if err != nil {
-		return err
-	}
-	return p.row(ctx, "SELECT pg_catalog.count(*) FROM pg_catalog.generate_series(1::pg_catalog.int4, 1000::pg_catalog.int4), pg_catalog.pg_sleep("+s+")", new(int))
+// AcquireAdvisoryLockShared returns false.
+func (NoopPGAdmin) AcquireAdvisoryLockShared(context.Context, int64, bool) (bool, error) {
+	return false, nil
 }
 
-// BackendPIDWithDelay returns the process id of the backend that has slept for
-// delay, from 0 to 1 h: it is one statement.
-func (p *PGAdmin) BackendPIDWithDelay(ctx context.Context, delay time.Duration) (int, error) {
-	s, err := seconds("BackendPIDWithDelay: the delay", delay)
-	if err != nil {
-		return 0, err
-	}
-	var pid int
-	err = p.row(ctx, "SELECT pg_catalog.pg_backend_pid() FROM pg_catalog.pg_sleep("+s+")", &pid)
-	return pid, err
+// TryAdvisoryLock returns false.
+func (NoopPGAdmin) TryAdvisoryLock(context.Context, int64) (bool, error) { return false, nil }
+
+// ReleaseAdvisoryLock returns false.
+func (NoopPGAdmin) ReleaseAdvisoryLock(context.Context, int64) (bool, error) { return false, nil }
+
+// ReleaseAdvisoryLockShared returns false.
+func (NoopPGAdmin) ReleaseAdvisoryLockShared(context.Context, int64) (bool, error) {
+	return false, nil
 }
 
-// Aggregate sums up a table's column price. Without rows, or where all prices
-// are NULL, the prices are 0.
-type Aggregate struct {
-	TotalCount int64   `json:"total_count"`
-	AvgPrice   float64 `json:"avg_price"`
-	MaxPrice   float64 `json:"max_price"`
-	MinPrice   float64 `json:"min_price"`
+// WithAdvisoryLock calls f, with acquired false.
+func (NoopPGAdmin) WithAdvisoryLock(ctx context.Context, _ int64, _ LockOptions, f func(context.Context, *Session, bool) error) error {
+	return f(ctx, new(Session), false)
 }
 
-// ExecuteAggregateQuery sums up the column price of a table.
-//
-// table is the table's name as it is, with capitals and spaces: "orders",
-// "shop.Orders". It is quoted, part by part. A part that contains a dot or a
-// double quote is given as SQL has it: `shop."odd.name"`. A name that is empty,
-// has more than two parts, a part of more than 63 bytes (which PostgreSQL would
-// silently cut), a zero byte or invalid UTF-8 is an error.
-func (p *PGAdmin) ExecuteAggregateQuery(ctx context.Context, table string) (Aggregate, error) {
-	t, err := pgsql.QuoteTable(table)
-	if err != nil {
-		return Aggregate{}, err
-	}
-	var a Aggregate
-	of := func(aggregate string) string {
-		return "coalesce(pg_catalog." + aggregate + "(price)::pg_catalog.float8, '0'::pg_catalog.float8)"
-	}
-	err = p.row(ctx, "SELECT pg_catalog.count(*), "+of("avg")+", "+of("max")+", "+of("min")+" FROM "+t,
-		&a.TotalCount, &a.AvgPrice, &a.MaxPrice, &a.MinPrice)
-	if err != nil {
-		return Aggregate{}, err
-	}
-	return a, nil
+// WithTxAdvisoryLock calls f, with a nil tx and acquired false.
+func (NoopPGAdmin) WithTxAdvisoryLock(ctx context.Context, _ int64, _ LockOptions, f func(context.Context, *sql.Tx, bool) error) error {
+	return f(ctx, nil, false)
 }
 
-const nonexistentTable = "baldur_nonexistent_table"
-
-// ExecuteNonexistentTableQuery returns the error of a query on a table that does
-// not exist: SQLSTATE 42P01, undefined_table.
-func (p *PGAdmin) ExecuteNonexistentTableQuery(ctx context.Context) error {
-	err := p.row(ctx, "SELECT 1 FROM "+nonexistentTable, new(int))
-	if err == nil || errors.Is(err, sql.ErrNoRows) {
-		return errors.New("baldur: ExecuteNonexistentTableQuery: there is a table " + nonexistentTable)
-	}
-	return err
+// WithTimeouts calls f.
+func (NoopPGAdmin) WithTimeouts(ctx context.Context, _, _ time.Duration, f func(context.Context, *Session) error) error {
+	return f(ctx, new(Session))
 }
 
-// ExecuteTimeoutQuery sleeps for sleep, from 0 to 1 h, under a statement_timeout
-// of timeout, from above 0 to 24.8 days, and returns the error if that is over
-// first: SQLSTATE 57014, query_canceled. It is a transaction of four round
-// trips; the timeout ends with it.
-func (p *PGAdmin) ExecuteTimeoutQuery(ctx context.Context, timeout, sleep time.Duration) error {
-	s, err := seconds("ExecuteTimeoutQuery: sleep", sleep)
-	if err != nil {
-		return err
-	}
-	if timeout == 0 {
-		return errors.New("baldur: ExecuteTimeoutQuery: timeout is 0, which PostgreSQL takes for none; it must be above 0")
-	}
-	t, err := pgsql.Milliseconds("ExecuteTimeoutQuery: timeout", timeout)
-	if err != nil {
-		return err
-	}
-	if p.db == nil {
-		return errNoPostgres
-	}
-	tx, err := p.begin(ctx, ctx, "")
-	if err != nil {
-		return err
-	}
-	defer tx.end()
-	if err := tx.ask(ctx, pgsession.Request{Before: []string{pgsession.Settle}, Query: "SELECT " + pgsql.SetConfig("statement_timeout", "'"+t+"'")}, new(string)); err != nil {
-		return err
-	}
-	return tx.ask(ctx, pgsession.Request{Query: "SELECT pg_catalog.pg_sleep(" + s + ")::pg_catalog.text"}, new(string))
+// Session returns one that does nothing.
+func (NoopPGAdmin) Session(context.Context) (*Session, error) { return new(Session), nil }
+
+// CreateCursor returns one whose queries fail.
+func (NoopPGAdmin) CreateCursor(context.Context) (*Cursor, error) {
+	return new(Cursor), nil
 }
 
-// row asks for one row on any connection of the pool.
-func (p *PGAdmin) row(ctx context.Context, query string, dest ...any) error {
-	each, done := pgsession.ScanOne(dest...)
-	return done(p.rows(ctx, query, each))
-}
+// LockHolders returns none.
+func (NoopPGAdmin) LockHolders(context.Context, int64) ([]LockHolder, error) { return nil, nil }
 
-// rows asks for rows on any connection of the pool. A connection that has died in
-// the pool is replaced.
-func (p *PGAdmin) rows(ctx context.Context, query string, each func(*sql.Rows) error) error {
-	if p.db == nil {
-		return errNoPostgres
-	}
-	for left := p.attempts(); ; left-- {
-		conn, err := pgsession.Take(ctx, p.db)
-		if err != nil {
-			return err
-		}
-		seen := false
-		err = pgsession.Ask(ctx, conn, pgsession.AsNew, query, func(rows *sql.Rows) error {
-			seen = true
-			return each(rows)
-		})
-		if pgsession.IsBad(err) {
-			sqlpool.Discard(conn)
-		} else {
-			_ = conn.Close()
-		}
-		if seen || !p.again(ctx, left, err) {
-			return err
-		}
-	}
-}
+// BlockingTree returns none.
+func (NoopPGAdmin) BlockingTree(context.Context) ([]*BlockingNode, error) { return nil, nil }
 
-// attempts is how often a call is made anew that finds its connection dead or in a
-// transaction: all that the pool has may be, as after a restart of the server.
-func (p *PGAdmin) attempts() int {
-	if p.db == nil {
-		return 1
-	}
-	return pgsession.Takes(p.db)
-}
+// Terminate returns false.
+func (NoopPGAdmin) Terminate(context.Context, int) (bool, error) { return false, nil }
 
-// again tells whether to try another connection: the one of this attempt had died
-// in the pool.
-func (p *PGAdmin) again(ctx context.Context, left int, err error) bool {
-	return pgsession.IsBad(err) && p.mayRetry(ctx, left)
-}
+// Cancel returns false.
+func (NoopPGAdmin) Cancel(context.Context, int) (bool, error) { return false, nil }
 
-func (p *PGAdmin) mayRetry(ctx context.Context, left int) bool { return ctx.Err() == nil && left > 1 }
-
-// adminTx is a transaction with its connection.
-type adminTx struct {
-	*sql.Tx
-	conn    *sql.Conn
-	isLibPQ bool
-}
-
-// begin begins a transaction on a connection that was in none. mode is as of SET
-// TRANSACTION; "": the session's defaults. The transaction ends with life; ctx is
-// for getting it.
-func (p *PGAdmin) begin(ctx, life context.Context, mode string) (*adminTx, error) {
-	for left := p.attempts(); ; left-- {
-		conn, err := pgsession.Take(ctx, p.db)
-		if err != nil {
-			return nil, err
-		}
-		_, isLibPQ, _ := pgsession.Status(conn)
-		tx, err := conn.BeginTx(life, nil)
-		if err == nil && mode != "" {
-			if _, err = tx.ExecContext(ctx, "SET TRANSACTION "+mode); err != nil {
-				_ = tx.Rollback()
-			}
-		}
-		if err == nil {
-			return &adminTx{tx, conn, isLibPQ}, nil
-		}
-		if pgsession.IsBad(err) {
-			sqlpool.Discard(conn)
-			// As PgBouncer in statement mode answers BEGIN.
-			if mode, e := p.PoolerMode(ctx); e == nil && mode == PoolerStatement {
-				return nil, errors.Join(&PoolerError{mode}, err)
-			}
-		} else {
-			_ = conn.Close()
-		}
-		if !p.again(ctx, left, err) {
-			return nil, err
-		}
-	}
-}
-
-// end rolls back what is not committed, and gives the connection back.
-func (t *adminTx) end() {
-	_ = t.Rollback()
-	_ = t.conn.Close()
-}
-
-func (t *adminTx) ask(ctx context.Context, r pgsession.Request, dest ...any) error {
-	each, done := pgsession.ScanOne(dest...)
-	if t.isLibPQ {
-		return done(pgsession.AskAtOnce(ctx, t.Tx, r, each))
-	}
-	return done(pgsession.AskInTurn(ctx, t.Tx, r, each))
-}
+// Close does nothing.
+func (NoopPGAdmin) Close() error { return nil }

@@ -8,6 +8,9 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/baldur-go/baldur/internal/pgsql"
+	"github.com/baldur-go/baldur/internal/text"
 )
 
 // Backend is a session of the server's (the manual's 28.2.3, pg_stat_activity).
@@ -62,14 +65,11 @@ type LockHolder struct {
 // in the order of their process ids; one alone, or several that share it. Locks
 // of two int4 keys are others (the manual's 54.12, pg_locks).
 func (p *PGAdmin) LockHolders(ctx context.Context, id int64) (holders []LockHolder, err error) {
-	// The key is split as PostgreSQL does it; oid is an unsigned int4.
-	err = p.rows(ctx, fmt.Sprintf(`SELECT l.mode OPERATOR(pg_catalog.=) 'ShareLock', %s, l.pid`+
-		` FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid OPERATOR(pg_catalog.=) l.pid`+
-		` WHERE l.locktype OPERATOR(pg_catalog.=) 'advisory' AND l.granted AND l.objsubid OPERATOR(pg_catalog.=) 1::pg_catalog.int2`+
-		` AND l.classid OPERATOR(pg_catalog.=) '%d'::pg_catalog.oid AND l.objid OPERATOR(pg_catalog.=) '%d'::pg_catalog.oid`+
-		` AND l.database OPERATOR(pg_catalog.=) (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())`+
-		` ORDER BY l.pid, l.mode`,
-		backendColumns, uint64(id)>>32, uint64(id)&0xffffffff),
+	err = p.pool.Rows(ctx, "SELECT l.mode OPERATOR(pg_catalog.=) 'ShareLock', "+backendColumns+", l.pid"+
+		" FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid OPERATOR(pg_catalog.=) l.pid"+
+		" WHERE "+pgsql.GrantedLock(id)+" AND l.database OPERATOR(pg_catalog.=)"+
+		" (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())"+
+		" ORDER BY l.pid, l.mode",
 		func(rows *sql.Rows) error {
 			var h LockHolder
 			var pid sql.NullInt64
@@ -88,15 +88,9 @@ func (p *PGAdmin) LockHolders(ctx context.Context, id int64) (holders []LockHold
 	if err != nil {
 		return nil, err
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for i := range holders {
-		for _, own := range p.holds[lockKey{id, holders[i].Shared}] {
-			own.s.mu.Lock()
-			if h := own.s.held[own.key]; h != nil && own.s.BackendPID() == holders[i].PID {
-				holders[i].Since, holders[i].SinceExact = h.since, true
-			}
-			own.s.mu.Unlock()
+	for i, h := range holders {
+		if since, ok := p.locks.Since(pgsql.Lock{ID: id, Shared: h.Shared}, h.PID); ok {
+			holders[i].Since, holders[i].SinceExact = since, true
 		}
 	}
 	return holders, nil
@@ -117,11 +111,7 @@ func (n *BlockingNode) String() string {
 }
 
 func (n *BlockingNode) write(b *strings.Builder, depth int) {
-	query := strings.Join(strings.Fields(n.Query), " ")
-	if r := []rune(query); len(r) > 80 {
-		query = string(r[:79]) + "…"
-	}
-	fmt.Fprintf(b, "%s%d %s %s: %s\n", strings.Repeat("    ", depth), n.PID, n.ApplicationName, n.State, query)
+	fmt.Fprintf(b, "%s%d %s %s: %s\n", strings.Repeat("    ", depth), n.PID, text.Clean(n.ApplicationName), n.State, text.OneLine(n.Query, 80))
 	for _, c := range n.Blocks {
 		c.write(b, depth+1)
 	}
@@ -135,7 +125,7 @@ func (n *BlockingNode) write(b *strings.Builder, depth int) {
 // transaction. The server is asked once, and locks its lock table for a moment.
 func (p *PGAdmin) BlockingTree(ctx context.Context) ([]*BlockingNode, error) {
 	var nodes []*BlockingNode
-	err := p.rows(ctx, `WITH waiting AS MATERIALIZED (SELECT l.pid, pg_catalog.pg_blocking_pids(l.pid) AS by`+
+	err := p.pool.Rows(ctx, `WITH waiting AS MATERIALIZED (SELECT l.pid, pg_catalog.pg_blocking_pids(l.pid) AS by`+
 		` FROM (SELECT DISTINCT pid FROM pg_catalog.pg_locks WHERE NOT granted) l),`+
 		` involved AS (SELECT pid FROM waiting UNION SELECT pg_catalog.unnest(by) FROM waiting)`+
 		` SELECT i.pid, coalesce(pg_catalog.array_to_string(w.by, ','::pg_catalog.text), ''), `+backendColumns+
@@ -230,6 +220,6 @@ func (p *PGAdmin) signal(ctx context.Context, function string, pid int) (ok bool
 	if pid <= 0 || pid > 1<<31-1 {
 		return false, fmt.Errorf("baldur: process id %d is not that of a backend", pid)
 	}
-	err = p.row(ctx, "SELECT pg_catalog."+function+"("+strconv.Itoa(pid)+"::pg_catalog.int4)", &ok)
+	err = p.pool.Row(ctx, "SELECT pg_catalog."+function+"("+strconv.Itoa(pid)+"::pg_catalog.int4)", &ok)
 	return ok, err
 }

@@ -380,8 +380,8 @@ func TestWithAdvisoryLockEnds(t *testing.T) {
 func TestLockLost(t *testing.T) {
 	db, admin := newAdmin(t)
 	var lost *baldur.LockLostError
-	err := admin.WithAdvisoryLock(ctx, 42, baldur.LockOptions{}, func(ctx context.Context, s *baldur.Session, _ bool) error {
-		must(admin.Terminate(ctx, s.BackendPID()))
+	err := admin.WithAdvisoryLock(ctx, 42, baldur.LockOptions{}, func(_ context.Context, s *baldur.Session, _ bool) error {
+		must(admin.Terminate(ctx, s.BackendPID())) // not with the lock's ctx, which ends by it
 		return nil
 	})
 	if !errors.As(err, &lost) || lost.LockIDs[0] != 42 {

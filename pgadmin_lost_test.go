@@ -236,7 +236,7 @@ func testLost(t *testing.T, admin *baldur.PGAdmin, killer *sql.DB) {
 	held, cancel := admin.LockContext(ctx, 42)
 	defer cancel()
 	var pid int
-	fine(t, killer.QueryRow("SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objid = 42 AND " + thisDatabase).Scan(&pid))
+	fine(t, killer.QueryRow("SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objid = 42 AND "+thisDatabase).Scan(&pid))
 	wait(held, pid)
 	if ok, err := admin.ReleaseAdvisoryLock(ctx, 42); ok || !errors.As(err, new(*baldur.LockLostError)) {
 		t.Errorf("release: %v, %v", ok, err)

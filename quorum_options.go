@@ -20,7 +20,7 @@ const (
 	DefaultLeaseName = "primary"
 )
 
-const maxNameLen = 200 // bytes, of a lease, a region or a label
+const maxNameLen = 200 // bytes, of a lease or a region
 
 // quorumConfig is what the options come to.
 type quorumConfig struct {

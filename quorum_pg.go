@@ -477,18 +477,6 @@ func (q *PGQuorum) count(f func(*QuorumStats)) {
 	f(&q.stats)
 }
 
-// Quorums returns what the quorums on the pool that are in use have done and know.
-func (t *Tracker) Quorums() []QuorumStats {
-	t.mu.Lock()
-	quorums := slices.Clone(t.quorums)
-	t.mu.Unlock()
-	var all []QuorumStats
-	for _, q := range quorums {
-		all = append(all, q.Stats())
-	}
-	return all
-}
-
 // quorumObserver is what the elector tells its quorum: what is for people.
 type quorumObserver struct{ *PGQuorum }
 
@@ -573,7 +561,7 @@ func (q quorumObserver) Failed(request string, err error) {
 func (q quorumObserver) InUse(inUse bool) {
 	q.t.mu.Lock()
 	defer q.t.mu.Unlock()
-	i := slices.Index(q.t.quorums, q.PGQuorum)
+	i := slices.Index(q.t.quorums, quorum(q.PGQuorum))
 	switch {
 	case inUse && i < 0:
 		q.t.quorums = append(q.t.quorums, q.PGQuorum)

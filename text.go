@@ -1,6 +1,7 @@
 package baldur
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"log/slog"
@@ -26,7 +27,17 @@ const (
 func (r LeakReport) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "pool %s: %s", clean(r.PoolName), r.Health)
-	if n := len(r.SuspectedLeaks); n > 0 {
+	if r.Exhausted > 0 {
+		fmt.Fprintf(&b, " for %s", short(r.Exhausted))
+	}
+	if r.Recovered > 0 {
+		fmt.Fprintf(&b, ", recovered after %s", short(r.Recovered))
+	}
+	accused, suspected := r.Accused(), r.suspectedOnly()
+	if n := len(accused); n > 0 {
+		fmt.Fprintf(&b, ", %s", plural(n, "leak"))
+	}
+	if n := len(suspected); n > 0 {
 		fmt.Fprintf(&b, ", %s", plural(n, "suspected leak"))
 	}
 	fmt.Fprintf(&b, "\n%s\nleak threshold %s, %s\n", r.Figures(), short(r.LeakThreshold), r.ReportTime.Format(time.RFC3339))
@@ -36,9 +47,25 @@ func (r LeakReport) String() string {
 			fmt.Fprintf(&b, "    by a connection of its own, beside the pool: pg pid %d\n", l.BackendPID)
 		}
 	}
-	for _, g := range r.Groups() {
+	if r.Deadlock != nil {
+		fmt.Fprintf(&b, "\n%s\n", clean(strings.ToUpper(r.Deadlock.String()[:1])+r.Deadlock.String()[1:]))
+	}
+	for _, g := range groupBySite(accused) {
+		b.WriteString("\nLEAK: ")
+		g.writeHead(&b)
+		fmt.Fprintf(&b, "    proof: %s\n", clean(g.Connections[0].Evidence))
+		if m := g.Connections[0].LikelyMissing(); m != "" {
+			fmt.Fprintf(&b, "    missing: %s\n", m)
+		}
+		g.writeConns(&b, ConnectionInfo.unused)
+		writeStack(&b, g.Connections[0])
+	}
+	for _, g := range groupBySite(suspected) {
 		b.WriteString("\nLEAK? ")
 		g.writeHead(&b)
+		if c := g.Connections[0]; c.Verdict == VerdictAbandoned {
+			fmt.Fprintf(&b, "    abandoned: %s\n", clean(c.Evidence))
+		}
 		if m := g.Connections[0].LikelyMissing(); m != "" {
 			fmt.Fprintf(&b, "    likely missing: %s\n", m)
 		}
@@ -46,6 +73,7 @@ func (r LeakReport) String() string {
 		writeStack(&b, g.Connections[0])
 	}
 	r.writeHolding(&b)
+	r.writeWaiters(&b)
 	if len(r.LongHeld) > 0 {
 		b.WriteString("\nheld for as long, but in use or expected, and not accused:\n")
 	}
@@ -79,6 +107,16 @@ func (r LeakReport) String() string {
 		}
 		fmt.Fprintf(&b, "  taken at %s, returned after %s\n", clean(c.CallSite().place()), short(c.Held))
 	}
+	for i, e := range r.ContextEnded {
+		if i == 0 {
+			b.WriteString("\nended by the ctx, and given back by database/sql:\n")
+		}
+		if i == textConns {
+			fmt.Fprintf(&b, "  and %s more\n", plural(len(r.ContextEnded)-i, "line"))
+			break
+		}
+		fmt.Fprintf(&b, "  %s\n", clean(e.String()))
+	}
 	if r.DirtyTotal > 0 {
 		fmt.Fprintf(&b, "\ncame back dirty, %d in all; the latest:\n", r.DirtyTotal)
 	}
@@ -109,18 +147,50 @@ func (r LeakReport) writeHolding(b *strings.Builder) {
 		why = fmt.Sprintf("%d requests wait", n)
 	}
 	held := "held"
-	if len(r.SuspectedLeaks)+len(r.LongHeld) > 0 {
+	if len(r.SuspectedLeaks)+len(r.Proven)+len(r.LongHeld) > 0 {
 		held = "also held"
 	}
 	fmt.Fprintf(b, "\n%s; %s by, the longest unused first, which accuses nobody:\n", why, held)
 	for _, g := range r.HoldingGroups() {
 		b.WriteString("  ")
 		g.writeHead(b)
-		if m := g.Connections[0].missing(); m != "" && g.Connections[0].State != StateInCall {
-			fmt.Fprintf(b, "    still to come: %s\n", m)
+		if c := g.Connections[0]; c.missing() != "" && c.State != StateInCall && !c.waits {
+			fmt.Fprintf(b, "    still to come: %s\n", c.missing())
 		}
 		g.writeConns(b, ConnectionInfo.unused)
 	}
+}
+
+// writeWaiters writes who waits, by line.
+func (r LeakReport) writeWaiters(b *strings.Builder) {
+	for i, w := range r.Waiters {
+		if i == 0 {
+			b.WriteString("\nwho waits:\n")
+		}
+		if i == textConns {
+			fmt.Fprintf(b, "  and %s more\n", plural(len(r.Waiters)-i, "line"))
+			return
+		}
+		fmt.Fprintf(b, "  %s\n", clean(w.String()))
+	}
+}
+
+// String says it in a line: "15 wait at shop/checkout.go:17 in main.pay".
+func (w WaiterGroup) String() string {
+	verb := "wait"
+	if w.Count == 1 {
+		verb = "waits"
+	}
+	s := fmt.Sprintf("%d %s at %s in %s", w.Count, verb, w.CallSite.at(), w.CallSite.short())
+	if !w.OfPool {
+		s += ", for a connection of this pool or of another"
+	}
+	return s
+}
+
+// suspectedOnly are the suspected leaks that are not proven.
+func (r LeakReport) suspectedOnly() []ConnectionInfo {
+	return slices.DeleteFunc(slices.Clone(r.SuspectedLeaks), func(c ConnectionInfo) bool { return c.Verdict.Accuses() })
 }
 
 // Figures is the line that adds up: "10 of 10 in use: 6 suspected, 3 long held
@@ -144,13 +214,14 @@ func (r LeakReport) Figures() string {
 			parts = append(parts, fmt.Sprintf("%d %s", n, what))
 		}
 	}
-	add(len(r.SuspectedLeaks), "suspected")
+	add(len(r.Accused()), "leaked")
+	add(len(r.suspectedOnly()), "suspected")
 	add(len(r.LongHeld), "long held but used")
 	add(r.Unattributed, "not seen (taken by DB.Conn, not used yet)")
 	add(r.Connecting, "connecting")
 	add(r.Closing, "closing")
 	if parts != nil {
-		add(r.Tracked-len(r.SuspectedLeaks)-len(r.LongHeld), "other")
+		add(r.Tracked-len(r.SuspectedLeaks)-len(r.Proven)-len(r.LongHeld), "other")
 		fmt.Fprintf(&b, ": %s", strings.Join(parts, ", "))
 	}
 	if s.WaitingRequests < 0 {
@@ -164,12 +235,16 @@ func (r LeakReport) Figures() string {
 // LikelyMissing is the call that the holder has probably left out, if it is a leak:
 // "Rows.Close, or Row.Scan". It is "" if there is no hint.
 //
-// Where requests wait for a connection of the pool, a holder whose goroutine is alive
-// may be one of them: it may make a query beside an open transaction, or in a loop over
-// rows. Then nothing need be missing, and the hint says so.
+// A holder may wait for a second connection itself: it may make a query beside an open
+// transaction, or in a loop over rows. Then nothing need be missing, and there is no hint;
+// Where says so. Where requests wait and it is not known whether the holder is one of them,
+// the hint names both.
 func (c ConnectionInfo) LikelyMissing() string {
+	if c.waits {
+		return ""
+	}
 	missing := c.missing()
-	if missing != "" && c.mayWait {
+	if missing != "" && c.mayWait && c.Where == "" {
 		missing += "; or it waits for a second connection itself"
 	}
 	return missing
@@ -229,6 +304,9 @@ func (g LeakGroup) writeConns(b *strings.Builder, doing func(ConnectionInfo) str
 			fmt.Fprintf(b, ", trace %s", c.Span)
 		}
 		b.WriteByte('\n')
+		if c.Where != "" && c.State != StateInCall {
+			fmt.Fprintf(b, "      %s\n", clean(c.Where))
+		}
 		if !same {
 			writeQuery(c.QueryInfo)
 		}
@@ -268,25 +346,10 @@ func writeStack(b *strings.Builder, c ConnectionInfo) {
 }
 
 // excerpt is a query, or other foreign text, on one line and not too long.
-func excerpt(query string) string {
-	const more = " …"
-	if len(query) > 8*textQuery {
-		query = query[:8*textQuery] + more
-	}
-	s := clean(strings.Join(strings.Fields(query), " "))
-	if r := []rune(s); len(r) > textQuery {
-		return strings.TrimSuffix(string(r[:textQuery]), " ") + more
-	}
-	return s
-}
+func excerpt(query string) string { return text.OneLine(query, textQuery) }
 
-// shorten cuts s after n characters.
-func shorten(s string, n int) string {
-	if utf8.RuneCountInString(s) <= n {
-		return s
-	}
-	return string([]rune(s)[:n]) + " …"
-}
+// shorten cuts s after n bytes.
+func shorten(s string, n int) string { return text.Cut(s, n) }
 
 func clean(s string) string { return text.Clean(s) }
 
@@ -309,13 +372,55 @@ func (f Frame) pkg() string {
 
 func plural(n int, what string) string { return text.Plural(n, what) }
 
-// LogValue makes a report one group of a log record: the figures, each suspected call
-// site as "orders/orders.go:88 ×3" (call_sites), and of Holding as "orders/orders.go:88 ×3,
-// unused for 20s" (held_by), ten of each. A handler decides the format.
+const logSitesMax = 10 // entries of a list
+
+// logSites are call sites for a log record, each as "orders/orders.go:88 ×3".
+func logSites(groups []LeakGroup, more func(LeakGroup) string) (sites []string) {
+	for i, g := range groups {
+		if i == logSitesMax {
+			return append(sites, "…")
+		}
+		sites = append(sites, fmt.Sprintf("%s ×%d", clean(g.CallSite.place()), len(g.Connections))+more(g))
+	}
+	return sites
+}
+
+func unusedFor(g LeakGroup) string { return ", unused for " + short(g.Connections[0].Idle) }
+
+func (r LeakReport) waitingAt() (sites []string) {
+	for i, w := range r.Waiters {
+		if i == logSitesMax {
+			return append(sites, "…")
+		}
+		sites = append(sites, clean(fmt.Sprintf("%s ×%d", w.CallSite.place(), w.Count)))
+	}
+	return sites
+}
+
+// bySite are the lines that hold connections, and those that wait, for a log record.
+func (r LeakReport) bySite() []slog.Attr {
+	all := slices.Concat(r.SuspectedLeaks, r.Proven, r.LongHeld, r.Holding)
+	slices.SortStableFunc(all, func(a, b ConnectionInfo) int { return cmp.Compare(b.Idle, a.Idle) })
+	attrs := appendList(nil, "held_by", logSites(bySite(all), unusedFor))
+	return appendList(attrs, "waiting_at", r.waitingAt())
+}
+
+func appendList(attrs []slog.Attr, key string, list []string) []slog.Attr {
+	if list == nil {
+		return attrs
+	}
+	return append(attrs, slog.Any(key, list))
+}
+
+// LogValue makes a report one group of a log record: the figures; each line that has leaked
+// for certain (leaked_at), or is suspected (call_sites), as "orders/orders.go:88 ×3"; of
+// Holding as "orders/orders.go:88 ×3, unused for 20s" (held_by); who waits (waiting_at); and
+// ContextEnded (context_ended); ten of each. A handler decides the format.
 func (r LeakReport) LogValue() slog.Value {
 	attrs := []slog.Attr{
 		slog.String("pool", clean(r.PoolName)),
 		slog.String("health", string(r.Health)),
+		slog.Int("accused", len(r.Accused())),
 		slog.Int("suspected_leaks", len(r.SuspectedLeaks)),
 		slog.Int("long_held", len(r.LongHeld)),
 		slog.Int("active_connections", r.Stats.ActiveConnections),
@@ -324,35 +429,33 @@ func (r LeakReport) LogValue() slog.Value {
 		slog.Int("unattributed", r.Unattributed),
 		slog.Duration("leak_threshold", r.LeakThreshold),
 	}
-	addSites := func(key string, groups []LeakGroup, more func(LeakGroup) string) {
-		var sites []string
-		for i, g := range groups {
-			if i == 10 {
-				sites = append(sites, "…")
-				break
-			}
-			sites = append(sites, fmt.Sprintf("%s ×%d", clean(g.CallSite.place()), len(g.Connections))+more(g))
-		}
-		if sites != nil {
-			attrs = append(attrs, slog.Any(key, sites))
-		}
+	plain := func(LeakGroup) string { return "" }
+	attrs = appendList(attrs, "leaked_at", logSites(groupBySite(r.Accused()), plain))
+	attrs = appendList(attrs, "call_sites", logSites(r.Groups(), plain))
+	attrs = appendList(attrs, "held_by", logSites(r.HoldingGroups(), unusedFor))
+	attrs = appendList(attrs, "waiting_at", r.waitingAt())
+	if r.Deadlock != nil {
+		attrs = append(attrs, slog.String("deadlock", clean(r.Deadlock.String())))
 	}
-	addSites("call_sites", r.Groups(), func(LeakGroup) string { return "" })
-	addSites("held_by", r.HoldingGroups(), func(g LeakGroup) string { return ", unused for " + short(g.Connections[0].Idle) })
+	var ended []string
+	for i, e := range r.ContextEnded {
+		if i == logSitesMax {
+			ended = append(ended, "…")
+			break
+		}
+		ended = append(ended, clean(e.String()))
+	}
+	attrs = appendList(attrs, "context_ended", ended)
 	var back []string
 	for _, c := range r.Returned {
 		back = append(back, fmt.Sprintf("%s after %s", clean(c.CallSite().place()), short(c.Held)))
 	}
-	if back != nil {
-		attrs = append(attrs, slog.Any("returned", back))
-	}
+	attrs = appendList(attrs, "returned", back)
 	var leases []string
 	for _, l := range r.Leases {
 		leases = append(leases, clean(l.String()))
 	}
-	if leases != nil {
-		attrs = append(attrs, slog.Any("leases", leases))
-	}
+	attrs = appendList(attrs, "leases", leases)
 	if r.DirtyTotal > 0 {
 		attrs = append(attrs, slog.Int("dirty_returns", r.DirtyTotal))
 	}
@@ -368,8 +471,15 @@ func (c ConnectionInfo) LogValue() slog.Value {
 		slog.Duration("held", c.Held),
 		slog.String("kind", string(c.Kind)),
 		slog.String("doing", c.Doing()),
+		slog.String("verdict", string(c.Verdict)),
 		slog.Int64("goroutine", c.GoroutineID),
 		slog.String("goroutine_state", string(c.Goroutine)),
+	}
+	if c.Evidence != "" {
+		attrs = append(attrs, slog.String("evidence", c.Evidence))
+	}
+	if c.Where != "" {
+		attrs = append(attrs, slog.String("where", clean(c.Where)))
 	}
 	if c.BackendPID != 0 {
 		attrs = append(attrs, slog.Int("backend_pid", c.BackendPID))
@@ -398,6 +508,7 @@ func (c ConnectionInfo) MarshalJSON() ([]byte, error) {
 		Label           string    `json:"label,omitempty"`
 		State           State     `json:"state"`
 		Verdict         Verdict   `json:"verdict,omitempty"`
+		Evidence        string    `json:"evidence,omitempty"`
 		Doing           string    `json:"doing"`
 		InTransaction   bool      `json:"in_transaction"`
 		RowsOpen        bool      `json:"rows_open"`
@@ -406,11 +517,13 @@ func (c ConnectionInfo) MarshalJSON() ([]byte, error) {
 		QueryInfo       string    `json:"query_info"`
 		GoroutineID     int64     `json:"goroutine_id"`
 		Goroutine       Liveness  `json:"goroutine"`
+		Where           string    `json:"where,omitempty"`
+		Now             []Frame   `json:"now,omitempty"`
 		LastGoroutineID int64     `json:"last_goroutine_id"`
 		BackendPID      int       `json:"backend_pid,omitempty"`
 		TraceID         string    `json:"trace_id,omitempty"`
-	}{c.ConnectionID, c.AcquiredAt, c.Held.Seconds(), c.Idle.Seconds(), c.InCall.Seconds(), c.Kind, c.Label, c.State, c.Verdict, c.Doing(),
-		c.InTransaction, c.RowsOpen, c.CallSite(), list(c.StackTrace), c.QueryInfo, c.GoroutineID, c.Goroutine, c.LastGoroutineID, c.BackendPID, c.Span.String()})
+	}{c.ConnectionID, c.AcquiredAt, c.Held.Seconds(), c.Idle.Seconds(), c.InCall.Seconds(), c.Kind, c.Label, c.State, c.Verdict, c.Evidence, c.Doing(),
+		c.InTransaction, c.RowsOpen, c.CallSite(), list(c.StackTrace), c.QueryInfo, c.GoroutineID, c.Goroutine, c.Where, c.Now, c.LastGoroutineID, c.BackendPID, c.Span.String()})
 }
 
 // MarshalJSON writes durations in seconds and times in RFC 3339.
@@ -421,21 +534,27 @@ func (r LeakReport) MarshalJSON() ([]byte, error) {
 		LeakThreshold  float64          `json:"leak_threshold_seconds"`
 		Health         PoolHealthStatus `json:"health"`
 		LeakCount      int              `json:"leak_count"`
+		Exhausted      float64          `json:"exhausted_seconds"`
+		Recovered      float64          `json:"recovered_after_seconds,omitempty"`
 		Stats          PoolStats        `json:"stats"`
 		Tracked        int              `json:"tracked"`
 		Connecting     int              `json:"connecting"`
 		Closing        int              `json:"closing"`
 		Unattributed   int              `json:"unattributed"`
+		Accused        []ConnectionInfo `json:"accused"`
 		SuspectedLeaks []ConnectionInfo `json:"suspected_leaks"`
 		LongHeld       []ConnectionInfo `json:"long_held"`
 		Holding        []ConnectionInfo `json:"holding"`
+		Deadlock       *Deadlock        `json:"deadlock,omitempty"`
+		Waiters        []WaiterGroup    `json:"waiters"`
+		ContextEnded   []ContextEnded   `json:"context_ended"`
 		Returned       []ConnectionInfo `json:"returned"`
 		Leases         []QuorumStats    `json:"leases"`
 		DirtyReturns   []DirtyReturn    `json:"dirty_returns"`
 		DirtyTotal     int              `json:"dirty_returns_total"`
 		OpenStatements []OpenStatements `json:"open_statements"`
-	}{r.PoolName, r.ReportTime, r.LeakThreshold.Seconds(), r.Health, r.LeakCount(), r.Stats, r.Tracked, r.Connecting, r.Closing, r.Unattributed,
-		list(r.SuspectedLeaks), list(r.LongHeld), list(r.Holding), list(r.Returned), list(r.Leases), list(r.DirtyReturns), r.DirtyTotal, list(r.OpenStatements)})
+	}{r.PoolName, r.ReportTime, r.LeakThreshold.Seconds(), r.Health, r.LeakCount(), r.Exhausted.Seconds(), r.Recovered.Seconds(), r.Stats, r.Tracked, r.Connecting, r.Closing, r.Unattributed,
+		list(r.Accused()), list(r.SuspectedLeaks), list(r.LongHeld), list(r.Holding), r.Deadlock, list(r.Waiters), list(r.ContextEnded), list(r.Returned), list(r.Leases), list(r.DirtyReturns), r.DirtyTotal, list(r.OpenStatements)})
 }
 
 // marshal is json.Marshal, safe to be read on a terminal.

@@ -68,7 +68,7 @@ held for as long, but in use or expected, and not accused:
     last: SELECT pg_sleep(3600)
     held for 1h0m0s, in a call for 59m0s; goroutine 41
   1 connection taken at shop/pay.go:7 in main.pay
-    advisory lock 42, held for 2h0m0s, last used 1h0m0s ago; goroutine 41
+    advisory lock 42, held for 2h0m, last used 1h0m0s ago; goroutine 41
 
 came back:
   taken at orders/orders.go:88, returned after 6m0s

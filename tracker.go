@@ -5,6 +5,8 @@ import (
 	"context"
 	"database/sql"
 	"database/sql/driver"
+	"fmt"
+	"hash/maphash"
 	"math"
 	"runtime"
 	"slices"
@@ -14,11 +16,15 @@ import (
 	"time"
 	"weak"
 
+	"github.com/baldur-go/baldur/internal/callsite"
 	"github.com/baldur-go/baldur/internal/checkout"
 	"github.com/baldur-go/baldur/internal/clock"
+	"github.com/baldur-go/baldur/internal/deadlock"
+	"github.com/baldur-go/baldur/internal/evidence"
 	"github.com/baldur-go/baldur/internal/pqconn"
 	"github.com/baldur-go/baldur/internal/sqlpool"
 	"github.com/baldur-go/baldur/internal/sqltext"
+	"github.com/baldur-go/baldur/internal/stack"
 	"github.com/baldur-go/baldur/internal/text"
 )
 
@@ -36,6 +42,8 @@ type Tracker struct {
 	leaked  atomic.Int64 // checkouts that were reported as suspected
 	hooks   []Hooks
 
+	pressure pressure // what Watch and Log have sampled
+
 	announcing sync.Mutex // guards the field below, and orders the calls of Opened and Closed
 	announced  bool       // Opened was called, and Closed not since
 
@@ -45,7 +53,7 @@ type Tracker struct {
 	leaks     []*checkout.Leak // reported, not known to be back
 	onRelease []func(ConnectionInfo)
 	closed    chan struct{} // closed by close
-	quorums   []*PGQuorum   // in use
+	quorums   []quorum      // in use
 
 	dirty      []DirtyReturn // the last ones
 	dirtyTotal int
@@ -75,6 +83,8 @@ func newTracker(cfg *config) *Tracker {
 	tick := min(100*time.Millisecond, max(time.Millisecond, min(cfg.leakThreshold, cfg.cancelGrace)/10))
 	t.clk = clock.New(tick, func() bool { return t.ledger.Sweep(t.clk.Kernel()) })
 	c := checkout.Config{Tag: t.sites.tag, HideText: !cfg.queryText, Grace: cfg.cancelGrace, Closed: t.remove}
+	skip := t.sites.skip
+	c.Left = func(c *checkout.Checkout) bool { return evidence.NewLooker(skip).Left(c) }
 	if hook := cfg.spanContext; hook != nil {
 		c.Span = func(ctx context.Context) checkout.Span { return checkout.Span(guardedSpan(hook, ctx)) }
 	}
@@ -170,6 +180,21 @@ func (t *Tracker) unregister() {
 	if registry.named[t.PoolName()].Value() == t {
 		delete(registry.named, t.PoolName())
 	}
+}
+
+// quorum is what the tracker lists of a PGQuorum.
+type quorum interface{ Stats() QuorumStats }
+
+// Quorums returns what the quorums on the pool that are in use have done and know.
+func (t *Tracker) Quorums() []QuorumStats {
+	t.mu.Lock()
+	quorums := slices.Clone(t.quorums)
+	t.mu.Unlock()
+	var all []QuorumStats
+	for _, q := range quorums {
+		all = append(all, q.Stats())
+	}
+	return all
 }
 
 // whenClosed returns a channel that is closed when the pool is.
@@ -270,16 +295,17 @@ func (t *Tracker) PoolName() string { return *t.name.Load() }
 // longest held first.
 func (t *Tracker) Holders() []ConnectionInfo {
 	snapshots, _ := t.snapshots(math.MaxInt64)
-	now := t.clk.Kernel()
+	now, looker := t.clk.Kernel(), evidence.NewLooker(t.sites.skip)
 	var infos []ConnectionInfo
 	for _, s := range snapshots {
-		infos = append(infos, t.info(s, now))
+		infos = append(infos, t.info(s, now, looker))
 	}
 	return infos
 }
 
-// info makes the public values of a snapshot.
-func (t *Tracker) info(s checkout.Snapshot, now time.Duration) ConnectionInfo {
+// info makes the public values of a snapshot. Without a looker nothing is said of where
+// the goroutine is.
+func (t *Tracker) info(s checkout.Snapshot, now time.Duration, looker *evidence.Looker) ConnectionInfo {
 	site := t.sites.of(s.Site)
 	c := ConnectionInfo{
 		ConnectionID:    s.Rec.ID,
@@ -304,14 +330,6 @@ func (t *Tracker) info(s checkout.Snapshot, now time.Duration) ConnectionInfo {
 	if used && c.Kind == KindUnknown {
 		c.Kind = Kind(s.First.String())
 	}
-	switch {
-	case s.Start > now-t.cfg.leakThreshold:
-		c.Verdict = VerdictInUse
-	case t.suspected(s, now):
-		c.Verdict = VerdictSuspected
-	default:
-		c.Verdict = VerdictLongHeld
-	}
 	since := max(0, now-s.Used)
 	switch {
 	case s.Flags&checkout.InCall != 0:
@@ -330,7 +348,74 @@ func (t *Tracker) info(s checkout.Snapshot, now time.Duration) ConnectionInfo {
 	default:
 		c.State, c.Idle = StateNoCall, since
 	}
+	var place evidence.Place
+	if looker != nil {
+		place = looker.Of(&s.Checkout)
+		c.setPlace(place)
+	}
+	c.Verdict, c.Evidence = t.judge(s, c, now, place)
 	return c
+}
+
+// setPlace says where the goroutine is.
+func (c *ConnectionInfo) setPlace(p evidence.Place) {
+	c.waits = p.Waits
+	who := fmt.Sprintf("goroutine %d ", p.Goroutine.ID())
+	switch p.Doing {
+	case stack.Running:
+		c.Where = who + "is running"
+		return
+	case stack.InSyscall:
+		c.Where = who + "is in a system call or in C"
+		return
+	case stack.Parked:
+	default:
+		return
+	}
+	for _, f := range p.Frames {
+		c.Now = append(c.Now, Frame(f))
+	}
+	if p.At >= len(c.Now) {
+		c.Where = who + "waits"
+		return
+	}
+	at := c.Now[p.At]
+	switch {
+	case p.Waits:
+		c.Where = who + "waits for a connection itself, at " + at.place()
+	case p.In != "":
+		c.Where = who + "is in " + Frame{Function: p.In}.short() + ", at " + at.place()
+	default:
+		c.Where = who + "waits at " + at.place()
+	}
+	if p.Reason != "" && !p.Waits {
+		c.Where += " (" + p.Reason + ")"
+	}
+	if p.Taking == stack.Returned {
+		c.Where += "; what took the connection has returned"
+	}
+}
+
+// judge finds a holder's verdict, and the evidence for it.
+func (t *Tracker) judge(s checkout.Snapshot, c ConnectionInfo, now time.Duration, place evidence.Place) (Verdict, string) {
+	// A Rows is what a connection is held by only if it was taken for one query.
+	if kind := t.sites.of(s.Site).kind; s.Gone && s.Label == "" && (kind == KindQuery || kind == KindStmt) {
+		return VerdictLost, "nothing refers to its Rows any more: nobody can close it"
+	}
+	switch {
+	case s.Start > now-t.cfg.leakThreshold:
+		return VerdictInUse, ""
+	case !t.suspected(s, now):
+		if s.Label != "" {
+			return VerdictLongHeld, "labelled as expected"
+		}
+		return VerdictLongHeld, "used within the threshold"
+	case place.Taking == stack.Returned && place.Goroutine == s.Holder && place.Doing == stack.Ended:
+		return VerdictAbandoned, fmt.Sprintf("goroutine %d, which took it, has exited; unused for %s", c.GoroutineID, short(c.Idle))
+	case place.Taking == stack.Returned && place.Goroutine == s.Holder:
+		return VerdictAbandoned, fmt.Sprintf("goroutine %d has returned from what took it; unused for %s", c.GoroutineID, short(c.Idle))
+	}
+	return VerdictSuspected, "by its age: unused for " + short(c.Idle)
 }
 
 const (
@@ -408,7 +493,7 @@ func (t *Tracker) Report() LeakReport {
 	return report
 }
 
-// report also returns the suspected leaks, in the order of SuspectedLeaks.
+// report also returns the leaks, in the order of SuspectedLeaks and then of Proven.
 func (t *Tracker) report() (LeakReport, []*checkout.Leak) {
 	state, ok, connecting, closing, unattributed := t.balance()
 	now := t.clk.Kernel()
@@ -431,15 +516,28 @@ func (t *Tracker) report() (LeakReport, []*checkout.Leak) {
 	}
 	report.DirtyReturns, report.DirtyTotal = t.DirtyReturns()
 	report.DirtyReturns = report.DirtyReturns[max(0, len(report.DirtyReturns)-reportDirty):]
-	var leaks []*checkout.Leak
+	var leaks, proven []*checkout.Leak
+	looker := evidence.NewLooker(t.sites.skip)
+	var waits map[*checkout.Record]string
+	if stats.IsExhausted() && stats.WaitingRequests > 0 {
+		report.Deadlock, waits = t.deadlocked(looker)
+	}
 	for _, s := range snapshots {
-		info := t.info(s, now)
-		switch info.Verdict {
-		case VerdictInUse:
+		info := t.info(s, now, looker)
+		if pool, ok := waits[s.Rec]; ok && s.Label == "" && info.Verdict != VerdictLost {
+			info.Verdict = VerdictDeadlock
+			info.Evidence = fmt.Sprintf("goroutine %d holds it and waits for a connection of pool %s itself, as all holders do", info.LastGoroutineID, pool)
+		}
+		suspected := s.Start <= now-t.cfg.leakThreshold && t.suspected(s, now)
+		switch {
+		case suspected || info.Verdict.Accuses():
+		case info.Verdict == VerdictLongHeld:
+			report.LongHeld = append(report.LongHeld, info)
+			continue
+		case s.Start <= until:
 			report.Holding = append(report.Holding, info)
 			continue
-		case VerdictLongHeld:
-			report.LongHeld = append(report.LongHeld, info)
+		default: // its Rows is gone, and that proves nothing
 			continue
 		}
 		info.mayWait = stats.WaitingRequests > 0 && info.Goroutine == GoroutineAlive && info.LastGoroutineID == info.GoroutineID
@@ -447,18 +545,51 @@ func (t *Tracker) report() (LeakReport, []*checkout.Leak) {
 			if fresh {
 				t.leaked.Add(1)
 			}
-			report.SuspectedLeaks = append(report.SuspectedLeaks, info)
-			leaks = append(leaks, l)
+			list, of := &report.SuspectedLeaks, &leaks
+			if !suspected {
+				list, of = &report.Proven, &proven
+			}
+			*list, *of = append(*list, info), append(*of, l)
 		}
 	}
+	leaks = append(leaks, proven...)
 	slices.SortStableFunc(report.Holding, func(a, b ConnectionInfo) int { return cmp.Compare(b.Idle, a.Idle) })
-	report.Health = stats.health(t.cfg.warning, t.cfg.critical, len(report.SuspectedLeaks))
+	report.Health = stats.health(t.cfg.warning, t.cfg.critical, len(report.SuspectedLeaks)+len(report.Proven))
 	if t.isClosed() {
 		report.Health = HealthClosed
 	}
+	report.Waiters = t.waiters(stats)
 	report.OpenStatements = t.openStatements()
+	report.ContextEnded = t.ContextEnded()
+	report.Exhausted = t.pressure.exhausted()
 	t.settle(leaks)
 	return report, leaks
+}
+
+// ContextEnded returns the lines of code whose connections came back because their ctx had
+// ended, since the tracker was made, those with the most that were not closed first.
+func (t *Tracker) ContextEnded() (all []ContextEnded) {
+	index := map[Frame]int{}
+	for s, e := range t.ledger.ContextEnds() {
+		info := t.sites.of(s)
+		at := ConnectionInfo{StackTrace: info.frames, site: info.at}.CallSite()
+		i, ok := index[at]
+		if !ok {
+			i = len(all)
+			index[at] = i
+			all = append(all, ContextEnded{CallSite: at})
+		}
+		all[i].Count += int(e.Count)
+		all[i].NotClosed += int(e.NotClosed)
+		all[i].Held += e.Held // in all, for now
+	}
+	for i := range all {
+		all[i].Held /= time.Duration(all[i].Count)
+	}
+	slices.SortFunc(all, func(a, b ContextEnded) int {
+		return cmp.Or(cmp.Compare(b.NotClosed, a.NotClosed), cmp.Compare(b.Count, a.Count), cmp.Compare(a.CallSite.String(), b.CallSite.String()))
+	})
+	return all
 }
 
 func (t *Tracker) openStatements() (all []OpenStatements) {
@@ -484,6 +615,123 @@ func (t *Tracker) openStatements() (all []OpenStatements) {
 func (t *Tracker) suspected(s checkout.Snapshot, now time.Duration) bool {
 	return s.Label == "" && s.Flags&(checkout.InCall|checkout.Unwrapped) == 0 && now-s.Used >= t.cfg.leakThreshold+t.clk.Tick()
 }
+
+// waiters tells who waits, by line.
+func (t *Tracker) waiters(stats PoolStats) (groups []WaiterGroup) {
+	if stats.WaitingRequests <= 0 {
+		return nil
+	}
+	var dbs []*sql.DB
+	own := -1
+	for _, other := range Trackers() {
+		other.mu.Lock()
+		db := other.db
+		other.mu.Unlock()
+		if db == nil {
+			continue
+		}
+		if other == t {
+			own = len(dbs)
+		}
+		dbs = append(dbs, db)
+	}
+	if own < 0 {
+		return nil
+	}
+	queues, ok := sqlpool.Queues(dbs)
+	if !ok {
+		return nil
+	}
+	index := map[Frame]int{}
+	for _, line := range queues[own].Lines {
+		at := callsite.Locate(line.Frames, t.sites.skip)
+		g := WaiterGroup{Count: line.Count, OfPool: queues[own].Exact}
+		for _, f := range at.Frames {
+			g.StackTrace = append(g.StackTrace, Frame(f))
+		}
+		g.CallSite = ConnectionInfo{StackTrace: g.StackTrace, site: at.At}.CallSite()
+		if i, ok := index[g.CallSite]; ok {
+			groups[i].Count += g.Count
+			continue
+		}
+		index[g.CallSite] = len(groups)
+		groups = append(groups, g)
+	}
+	slices.SortStableFunc(groups, func(a, b WaiterGroup) int { return cmp.Compare(b.Count, a.Count) })
+	return groups
+}
+
+// detector has seen the program's pools that are full and waited for.
+var detector deadlock.Detector
+
+// deadlocked looks at all pools of the program that are full while requests wait. It returns
+// the deadlock that this pool is part of, nil if there is none that is known, and the pool
+// for whose connection each holder of this pool waits.
+func (t *Tracker) deadlocked(looker *evidence.Looker) (*Deadlock, map[*checkout.Record]string) {
+	type id struct {
+		rec *checkout.Record
+		seq uint64
+	}
+	var sources []deadlock.Source
+	names := map[*sql.DB]string{}
+	records := map[uint64]*checkout.Record{}
+	goroutines := map[int64]stack.G{}
+	var own *sql.DB
+	for _, other := range Trackers() {
+		state, ok := other.pool()
+		if st := other.stats(state, ok); !ok || !st.IsExhausted() || st.WaitingRequests == 0 {
+			continue
+		}
+		other.mu.Lock()
+		db := other.db
+		other.mu.Unlock()
+		if db == nil {
+			continue
+		}
+		snapshots, _ := other.snapshots(math.MaxInt64)
+		source := deadlock.Source{ID: db, Full: true, Unknown: max(0, state.InUse()-len(snapshots))}
+		for _, s := range snapshots {
+			h := deadlock.Holder{ID: maphash.Comparable(detectorSeed, id{s.Rec, s.Seq})}
+			for _, g := range []stack.G{s.Holder, s.Last} {
+				if len(h.Users) == 0 || h.Users[0].Goroutine != g.ID() {
+					h.Users = append(h.Users, deadlock.User{Goroutine: g.ID(), Exited: g.State() == stack.Exited})
+					goroutines[g.ID()] = g
+				}
+			}
+			source.Holders = append(source.Holders, h)
+			if other == t {
+				records[h.ID] = s.Rec
+			}
+		}
+		sources = append(sources, source)
+		names[db] = other.PoolName()
+		if other == t {
+			own = db
+		}
+	}
+	if own == nil {
+		return nil, nil
+	}
+	for _, d := range detector.Look(time.Now(), sources, func(g int64) bool { return looker.Waits(goroutines[g]) }) {
+		if !slices.Contains(d.Pools, own) {
+			continue
+		}
+		found := &Deadlock{Holders: len(d.Held), Victims: len(d.Victims)}
+		for _, p := range d.Pools {
+			found.Pools = append(found.Pools, names[p])
+		}
+		waits := map[*checkout.Record]string{}
+		for _, h := range d.Held {
+			if h.Pool == own && h.Waits && records[h.Holder] != nil {
+				waits[records[h.Holder]] = names[h.For]
+			}
+		}
+		return found, waits
+	}
+	return nil, nil
+}
+
+var detectorSeed = maphash.MakeSeed()
 
 // OnConnectionReleased has f called with each connection that comes back after a
 // report has listed it as suspected; Held is how long it was out. The next Report,

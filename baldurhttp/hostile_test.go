@@ -92,7 +92,7 @@ func TestHostile(t *testing.T) {
 			}
 			for i := 1; i < len(lines); i += 3 {
 				for _, label := range regexp.MustCompile(`\] (?:kind|label|pool|query|state|verdict):\[`).Split(lines[i], -1) {
-					if err := wellFormed(strings.TrimSuffix(strings.TrimSpace(label), "]"), 250); err != nil {
+					if err := wellFormed(strings.TrimSuffix(strings.TrimSpace(label), "]"), 4*120+10); err != nil {
 						t.Errorf("profile: %v: %.300q", err, label)
 					}
 				}

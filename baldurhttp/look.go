@@ -62,21 +62,29 @@ func summary(pools []pool) string {
 	if len(pools) == 0 {
 		return "no pool is open"
 	}
-	leaks, exited := 0, 0
+	proven, leaks, exited := 0, 0, 0
 	for _, p := range pools {
-		leaks += p.report.LeakCount()
-		for _, c := range p.report.SuspectedLeaks {
+		proven += len(p.report.Accused())
+		for _, c := range suspectedOnly(p.report) {
+			leaks++
 			if c.Goroutine == baldur.GoroutineExited {
 				exited++
 			}
 		}
 	}
-	parts := []string{"no suspected leak"}
+	var parts []string
+	if proven > 0 {
+		parts = append(parts, text.Plural(proven, "leak"))
+	}
 	if leaks > 0 {
-		parts[0] = text.Plural(leaks, "suspected leak")
+		part := text.Plural(leaks, "suspected leak")
 		if exited > 0 {
-			parts[0] += fmt.Sprintf(" (%d of goroutines that have exited)", exited)
+			part += fmt.Sprintf(" (%d of goroutines that have exited)", exited)
 		}
+		parts = append(parts, part)
+	}
+	if parts == nil {
+		parts = []string{"no suspected leak"}
 	}
 	healthy := 0
 	for _, p := range pools {
@@ -84,12 +92,17 @@ func summary(pools []pool) string {
 			healthy++
 			continue
 		}
-		parts = append(parts, fmt.Sprintf("pool %s: %s, %s", clean(p.report.PoolName), health(p.report.Health), usage(p.report.Stats)))
+		parts = append(parts, fmt.Sprintf("pool %s: %s, %s", text.Clean(p.report.PoolName), health(p.report.Health), usage(p.report.Stats)))
 	}
 	if healthy > 0 {
 		parts = append(parts, text.Plural(healthy, "healthy pool"))
 	}
 	return strings.Join(parts, "; ")
+}
+
+// suspectedOnly are the suspected leaks that are not accused.
+func suspectedOnly(r baldur.LeakReport) []baldur.ConnectionInfo {
+	return slices.DeleteFunc(slices.Clone(r.SuspectedLeaks), func(c baldur.ConnectionInfo) bool { return c.Verdict.Accuses() })
 }
 
 func health(h baldur.PoolHealthStatus) string { return strings.ReplaceAll(string(h), "_", " ") }
@@ -122,7 +135,7 @@ func writeText(ctx context.Context, w *bufio.Writer, pools []pool) error {
 }
 
 // writeJSON writes a connection at a time, and at most maxJSON bytes of them in
-// all: first those that are suspected, then the others that a report lists, then
+// all: first those that are accused or suspected, then the others that a report lists, then
 // all holders. What is left out is counted.
 func writeJSON(ctx context.Context, w *bufio.Writer, pools []pool) error {
 	left := maxJSON
@@ -132,8 +145,8 @@ func writeJSON(ctx context.Context, w *bufio.Writer, pools []pool) error {
 			w.WriteByte(',')
 		}
 		r := p.report
-		of := map[string][]baldur.ConnectionInfo{"suspected_leaks": r.SuspectedLeaks, "long_held": r.LongHeld, "holding": r.Holding}
-		r.SuspectedLeaks, r.LongHeld, r.Holding, r.Returned = nil, nil, nil, nil
+		of := map[string][]baldur.ConnectionInfo{"accused": r.Accused(), "suspected_leaks": r.SuspectedLeaks, "long_held": r.LongHeld, "holding": r.Holding}
+		r.Proven, r.SuspectedLeaks, r.LongHeld, r.Holding, r.Returned = nil, nil, nil, nil, nil
 		head, err := json.Marshal(r)
 		if err != nil {
 			return err
@@ -204,5 +217,3 @@ func quote(s string) []byte {
 	b, _ := json.Marshal(s)
 	return text.JSON(b)
 }
-
-func clean(s string) string { return text.Clean(s) }

@@ -22,7 +22,7 @@ const (
 	pageConns   = 20  // connections of a call site
 	pageHolders = 200 // holders of a pool
 	pageSites   = 10  // call sites of the program
-	pageQuery   = 300 // bytes of a query in the head of a call site
+	pageQuery   = 300 // characters of a query in the head of a call site
 )
 
 //go:embed page.html
@@ -54,7 +54,8 @@ type pageView struct {
 type poolView struct {
 	Name, Health, HealthClass, Figures, Threshold string
 	Leases                                        []string
-	Suspected, LongHeld, Holding                  []groupView
+	Accused, Suspected, LongHeld, Holding         []groupView
+	Waiters, Ended                                []string
 	Holders                                       []connView
 	MoreHolders                                   int
 	Dirty                                         []string
@@ -74,6 +75,8 @@ type groupView struct {
 	At, Function string
 	Oldest       string
 	Missing      string
+	Evidence     string
+	Proven       bool
 	Query        string // of all, or ""
 	Conns        []connView
 	More         int
@@ -105,7 +108,7 @@ func writePage(_ context.Context, w *bufio.Writer, pools []pool) error {
 func newPage(pools []pool, sites []baldur.CallSiteStats, now time.Time) pageView {
 	v := pageView{Style: template.CSS(pageStyle), Summary: summary(pools), Time: now.Format("2006-01-02 15:04:05 MST")}
 	pools = slices.SortedStableFunc(slices.Values(pools), func(a, b pool) int {
-		return cmp.Or(cmp.Compare(b.severity(), a.severity()), cmp.Compare(b.report.LeakCount(), a.report.LeakCount()))
+		return cmp.Or(cmp.Compare(b.severity(), a.severity()), cmp.Compare(len(b.report.Accused()), len(a.report.Accused())), cmp.Compare(b.report.LeakCount(), a.report.LeakCount()))
 	})
 	if len(pools) > 0 {
 		v.Class = [...]string{"good", "warn", "bad"}[pools[0].severity()]
@@ -115,7 +118,7 @@ func newPage(pools []pool, sites []baldur.CallSiteStats, now time.Time) pageView
 	}
 	for _, s := range sites[:min(len(sites), pageSites)] {
 		site := s.CallSite()
-		v.Sites = append(v.Sites, siteView{at(site), shortName(site), string(s.Kind), s.Returned, short(s.P50), short(s.P99)})
+		v.Sites = append(v.Sites, siteView{at(site), shortName(site), string(s.Kind), s.Returned, text.Short(s.P50), text.Short(s.P99)})
 	}
 	return v
 }
@@ -123,7 +126,7 @@ func newPage(pools []pool, sites []baldur.CallSiteStats, now time.Time) pageView
 // severity is from 0, all is well, to 2.
 func (p pool) severity() int {
 	switch h := p.report.Health; {
-	case p.report.LeakCount() > 0, h == baldur.HealthExhausted, h == baldur.HealthCritical:
+	case p.report.LeakCount()+len(p.report.Proven) > 0, h == baldur.HealthExhausted, h == baldur.HealthCritical:
 		return 2
 	case h != baldur.HealthHealthy:
 		return 1
@@ -134,19 +137,28 @@ func (p pool) severity() int {
 func newPoolView(p pool) poolView {
 	r := p.report
 	v := poolView{
-		Name: clean(r.PoolName), Health: health(r.Health), HealthClass: string(r.Health), Figures: r.Figures(),
-		Threshold: short(r.LeakThreshold), Used: bar(p), DirtyTotal: r.DirtyTotal,
-		Suspected: newGroups(r.Groups()), LongHeld: newGroups((baldur.LeakReport{SuspectedLeaks: r.LongHeld}).Groups()), Holding: newGroups(r.HoldingGroups()),
+		Name: text.Clean(r.PoolName), Health: health(r.Health), HealthClass: string(r.Health), Figures: r.Figures(),
+		Threshold: text.Short(r.LeakThreshold), Used: bar(p), DirtyTotal: r.DirtyTotal,
+		Accused: bySite(r.Accused()), Suspected: bySite(suspectedOnly(r)), LongHeld: bySite(r.LongHeld), Holding: newGroups(r.HoldingGroups()),
+	}
+	if r.Exhausted > 0 {
+		v.Health += " for " + text.Short(r.Exhausted)
+	}
+	for _, w := range r.Waiters[:min(len(r.Waiters), pageSites)] {
+		v.Waiters = append(v.Waiters, text.Clean(w.String()))
+	}
+	for _, e := range r.ContextEnded[:min(len(r.ContextEnded), pageSites)] {
+		v.Ended = append(v.Ended, text.Clean(e.String()))
 	}
 	for _, l := range r.Leases {
 		line := l.String()
 		if l.BackendPID != 0 {
 			line += "; by a connection of its own, beside the pool: pg pid " + strconv.Itoa(l.BackendPID)
 		}
-		v.Leases = append(v.Leases, clean(line))
+		v.Leases = append(v.Leases, text.Clean(line))
 	}
 	for _, d := range r.DirtyReturns {
-		v.Dirty = append(v.Dirty, d.ReturnedAt.Format("2006-01-02 15:04:05 MST")+": "+clean(d.String()))
+		v.Dirty = append(v.Dirty, d.ReturnedAt.Format("2006-01-02 15:04:05 MST")+": "+text.Clean(d.String()))
 	}
 	for _, s := range r.OpenStatements[:min(len(r.OpenStatements), pageConns)] {
 		v.OpenStatements = append(v.OpenStatements, "connection "+strconv.FormatInt(s.ConnectionID, 10)+": "+text.Plural(s.Open, "statement")+" open")
@@ -155,13 +167,20 @@ func newPoolView(p pool) poolView {
 		v.Holders = append(v.Holders, newConn(c))
 	}
 	v.MoreHolders = len(p.holders) - len(v.Holders)
-	if len(v.Suspected) > 0 {
-		v.Suspected[0].First = true
+	for _, groups := range [][]groupView{v.Accused, v.Suspected} {
+		if len(groups) > 0 {
+			groups[0].First = true
+			break
+		}
 	}
 	return v
 }
 
-// bar divides a pool into suspected, long held, otherwise in use, and free
+func bySite(infos []baldur.ConnectionInfo) []groupView {
+	return newGroups((baldur.LeakReport{SuspectedLeaks: infos}).Groups())
+}
+
+// bar divides a pool into accused, suspected, long held, otherwise in use, and free
 // connections; nothing where its size is not known or has no limit.
 func bar(p pool) []shareView {
 	s := p.report.Stats
@@ -169,7 +188,7 @@ func bar(p pool) []shareView {
 	if s.MaxConnections <= 0 || s.ActiveConnections < 0 {
 		return nil
 	}
-	leaks, long := len(p.report.SuspectedLeaks), len(p.report.LongHeld)
+	proven, leaks, long := len(p.report.Accused()), len(suspectedOnly(p.report)), len(p.report.LongHeld)
 	var shares []shareView
 	left := 0
 	for _, part := range []struct {
@@ -177,9 +196,10 @@ func bar(p pool) []shareView {
 		class string
 		title string
 	}{
-		{min(leaks, size), "suspected", "suspected"},
-		{min(long, max(0, size-leaks)), "long_held", "long held"},
-		{max(0, s.ActiveConnections-leaks-long), "in_use", "in use"},
+		{min(proven, size), "accused", "leaked"},
+		{min(leaks, max(0, size-proven)), "suspected", "suspected"},
+		{min(long, max(0, size-proven-leaks)), "long_held", "long held"},
+		{max(0, s.ActiveConnections-proven-leaks-long), "in_use", "in use"},
 	} {
 		if part.n > 0 {
 			x, end := left*1000/size, (left+part.n)*1000/size
@@ -194,8 +214,12 @@ func newGroups(groups []baldur.LeakGroup) []groupView {
 	var views []groupView
 	for _, g := range groups {
 		first := g.Connections[0]
-		v := groupView{Count: text.Plural(len(g.Connections), "connection"), At: at(g.CallSite), Function: shortName(g.CallSite), Oldest: short(first.Held)}
-		if first.Verdict == baldur.VerdictSuspected {
+		v := groupView{Count: text.Plural(len(g.Connections), "connection"), At: at(g.CallSite), Function: shortName(g.CallSite), Oldest: text.Short(first.Held)}
+		switch first.Verdict {
+		case baldur.VerdictLost, baldur.VerdictDeadlock, baldur.VerdictAbandoned:
+			v.Evidence, v.Proven = text.Clean(first.Evidence), first.Verdict.Accuses()
+			fallthrough
+		case baldur.VerdictSuspected:
 			v.Missing = first.LikelyMissing()
 		}
 		v.ShowQueries = slices.ContainsFunc(g.Connections, func(c baldur.ConnectionInfo) bool { return c.QueryInfo != first.QueryInfo })
@@ -208,7 +232,7 @@ func newGroups(groups []baldur.LeakGroup) []groupView {
 		}
 		v.More = len(g.Connections) - len(v.Conns)
 		for _, f := range first.StackTrace {
-			v.Stack = append(v.Stack, frameView{clean(f.Function), clean(f.File) + ":" + strconv.Itoa(f.Line)})
+			v.Stack = append(v.Stack, frameView{text.Clean(f.Function), text.Clean(f.File) + ":" + strconv.Itoa(f.Line)})
 		}
 		views = append(views, v)
 	}
@@ -217,8 +241,8 @@ func newGroups(groups []baldur.LeakGroup) []groupView {
 
 func newConn(c baldur.ConnectionInfo) connView {
 	return connView{
-		Held: short(c.Held), Doing: c.Doing(), At: at(c.CallSite()), Function: shortName(c.CallSite()), Kind: string(c.Kind),
-		Label: clean(c.Label), Query: text.OneLine(c.QueryInfo, pageQuery), Trace: c.Span.String(),
+		Held: text.Short(c.Held), Doing: c.Doing(), At: at(c.CallSite()), Function: shortName(c.CallSite()), Kind: string(c.Kind),
+		Label: text.Clean(c.Label), Query: text.OneLine(c.QueryInfo, pageQuery), Trace: c.Span.String(),
 		Goroutine: c.GoroutineID, LastGoroutine: c.LastGoroutineID, BackendPID: int64(c.BackendPID), ID: c.ConnectionID,
 		Exited: c.Goroutine == baldur.GoroutineExited, Verdict: c.Verdict,
 	}
@@ -226,17 +250,15 @@ func newConn(c baldur.ConnectionInfo) connView {
 
 // at is the place in short, as in the text of a report: "orders/orders.go:88".
 func at(f baldur.Frame) string {
-	_, place, _ := strings.Cut(clean(f.String()), " (")
+	_, place, _ := strings.Cut(text.Clean(f.String()), " (")
 	return strings.TrimSuffix(place, ")")
 }
 
 // shortName is the function's, as in the text of a report.
 func shortName(f baldur.Frame) string {
-	name, _, _ := strings.Cut(clean(f.String()), " (")
+	name, _, _ := strings.Cut(text.Clean(f.String()), " (")
 	if strings.HasPrefix(f.Function, "database/sql.") {
 		name += ", started by a go statement"
 	}
 	return name
 }
-
-func short(d time.Duration) string { return text.Short(d) }

@@ -11,7 +11,7 @@ import (
 	"github.com/baldur-go/baldur/internal/text"
 )
 
-const profileQuery = 120 // bytes of a query that a label has
+const profileQuery = 120 // characters of a query that a label has
 
 // WriteProfile writes a profile of the connections that are out, gzip-compressed
 // for go tool pprof. With no trackers it is of all pools that are open; nil ones
@@ -25,10 +25,10 @@ const profileQuery = 120 // bytes of a query that a label has
 //
 // so that a flame graph shows who keeps connections away from others, and with
 // -sample_index=connections who has how many. Its labels are pool, verdict
-// (suspected, long_held, in_use: see [baldur.Verdict]), state, kind, and where
+// (lost, deadlock, abandoned, suspected, long_held, in_use: see [baldur.Verdict]), state, kind, and where
 // they are known goroutine_state, label, query (an excerpt), trace_id;
 // as numbers, goroutine, connection, backend_pid, and idle in nanoseconds: so
-// -tagfocus=verdict=suspected and -tagfocus=idle=5m: choose among the samples.
+// -tagfocus=verdict=lost|suspected|abandoned and -tagfocus=idle=5m: choose among the samples.
 func WriteProfile(w io.Writer, trackers ...*baldur.Tracker) error {
 	if len(trackers) == 0 {
 		trackers = baldur.Trackers()
@@ -65,11 +65,11 @@ func sample(poolName string, c baldur.ConnectionInfo) profile.Sample {
 	num := func(key string, n int64, unit string) {
 		s.Labels = append(s.Labels, profile.Label{Key: key, Number: n, Unit: unit})
 	}
-	str("pool", clean(poolName))
+	str("pool", text.Clean(poolName))
 	str("verdict", string(c.Verdict))
 	str("state", string(c.State))
 	str("kind", string(c.Kind))
-	str("label", clean(c.Label))
+	str("label", text.Clean(c.Label))
 	str("query", text.OneLine(c.QueryInfo, profileQuery))
 	str("trace_id", c.Span.String())
 	if c.Goroutine != baldur.GoroutineUnknown {

@@ -78,7 +78,7 @@ func TestPprof(t *testing.T) {
 	matches(connections, "(?m)^Type: connections$")
 	matches(connections, rowOf("2", "leakRows"))
 	matches(connections, rowOf("1", "leakTx"))
-	suspects := pprof(t, "-top", "-sample_index=connections", "-tagfocus=verdict=suspected", url)
+	suspects := pprof(t, "-top", "-sample_index=connections", "-tagfocus=verdict=suspected|abandoned", url)
 	matches(suspects, `nodes accounting for 3, 75.00% of 4 total`)
 	long := pprof(t, "-top", "-sample_index=connections", "-tagfocus=idle=1h:", url)
 	matches(long, `nodes accounting for 0, 0% of 4 total`)
@@ -86,7 +86,7 @@ func TestPprof(t *testing.T) {
 	tags := pprof(t, "-tags", "-sample_index=connections", url)
 	for _, pattern := range []string{
 		`(?m)^ *pool: Total 4 .*\n +4 .*: shop$`,
-		`(?m)^ *verdict: Total 4 .*\n +3 .*: suspected\n +1 .*: long_held$`,
+		`(?m)^ *verdict: Total 4 .*\n +2 .*: abandoned\n +1 .*: long_held\n +1 .*: suspected$`,
 		`(?m)^ *goroutine_state: Total 4 .*\n +2 .*\n +2 .*$`,
 		`(?m)^ +2 .*: exited$`,
 		`(?m)^ +2 .*: rows_open$`,

@@ -3,6 +3,7 @@ package baldurotel
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
@@ -11,6 +12,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/baldur-go/baldur"
+	"github.com/baldur-go/baldur/internal/text"
 )
 
 // Event names; the first is a span's name too.
@@ -21,10 +23,15 @@ const (
 
 // leaks tells the news of Tracker.Watch.
 func (p *pool) leaks(news baldur.LeakReport) {
-	for _, c := range news.SuspectedLeaks {
-		attrs := append(p.leakAttributes(c), attribute.String("baldur.connection.state", string(c.State)))
-		body := fmt.Sprintf("connection %d of pool %s is held for %s and looks leaked: %s; taken by %v",
-			c.ConnectionID, p.name.Load().attr.Value.AsString(), c.Held.Round(time.Millisecond), c.Doing(), c.CallSite())
+	for _, c := range slices.Concat(news.Proven, news.SuspectedLeaks) {
+		attrs := append(p.leakAttributes(c), attribute.String("baldur.connection.state", string(c.State)),
+			attribute.String("baldur.connection.verdict", string(c.Verdict)))
+		looks := "looks leaked"
+		if c.Verdict.Accuses() {
+			looks = "is leaked (" + c.Evidence + ")"
+		}
+		body := fmt.Sprintf("connection %d of pool %s is held for %s and %s: %s; taken by %v",
+			c.ConnectionID, p.name.Load().attr.Value.AsString(), text.Short(c.Held), looks, c.Doing(), c.CallSite())
 		p.emit(leakEvent, log.SeverityWarn, body, news.ReportTime, c, attrs)
 		if c.Span.IsValid() {
 			_, s := p.tracer.Start(context.Background(), leakEvent, trace.WithAttributes(attrs...),
@@ -34,7 +41,7 @@ func (p *pool) leaks(news baldur.LeakReport) {
 	}
 	for _, c := range news.Returned {
 		body := fmt.Sprintf("connection %d of pool %s, which looked leaked, is back after %s; taken by %v",
-			c.ConnectionID, p.name.Load().attr.Value.AsString(), c.Held.Round(time.Millisecond), c.CallSite())
+			c.ConnectionID, p.name.Load().attr.Value.AsString(), text.Short(c.Held), c.CallSite())
 		p.emit(returnedEvent, log.SeverityInfo, body, news.ReportTime, c, p.leakAttributes(c))
 	}
 }
@@ -52,7 +59,7 @@ func (p *pool) emit(event string, severity log.Severity, body string, at time.Ti
 	r.SetTimestamp(at)
 	r.SetSeverity(severity)
 	r.SetSeverityText(severity.String())
-	r.SetBody(attribute.StringValue(clean(body, maxText)))
+	r.SetBody(attribute.StringValue(text.Cut(text.Clean(body), maxText)))
 	r.AddAttributes(attrs...)
 	p.logger.Emit(ctx, r)
 }
@@ -71,8 +78,8 @@ func (p *pool) leakAttributes(c baldur.ConnectionInfo) []attribute.KeyValue {
 		attrs = append(attrs, attribute.Int("baldur.connection.backend_pid", c.BackendPID))
 	}
 	if c.QueryInfo != "" && p.queryText {
-		if _, text := describe(c.QueryInfo); text != "" {
-			attrs = append(attrs, semconv.DBQueryText(text))
+		if _, query := describe(c.QueryInfo); query != "" {
+			attrs = append(attrs, semconv.DBQueryText(query))
 		}
 	}
 	return append(attrs, codeAttributes(c.CallSite(), c.StackTrace)...)
@@ -83,9 +90,9 @@ func codeAttributes(top baldur.Frame, frames []baldur.Frame) []attribute.KeyValu
 	if len(frames) == 0 {
 		return nil
 	}
-	attrs := []attribute.KeyValue{semconv.CodeFunctionName(clean(top.Function, maxPath)), semconv.CodeStacktrace(stacktrace(frames))}
+	attrs := []attribute.KeyValue{semconv.CodeFunctionName(text.Cut(top.Function, maxPath)), semconv.CodeStacktrace(stacktrace(frames))}
 	if top.File != "" {
-		attrs = append(attrs, semconv.CodeFilePath(clean(top.File, maxPath)))
+		attrs = append(attrs, semconv.CodeFilePath(text.Cut(top.File, maxPath)))
 	}
 	if top.Line > 0 {
 		attrs = append(attrs, semconv.CodeLineNumber(top.Line))

@@ -14,6 +14,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/baldur-go/baldur"
+	"github.com/baldur-go/baldur/internal/text"
 )
 
 // The buckets of the histograms, in seconds. A connection may be held for an hour.
@@ -64,7 +65,7 @@ func newPool(c *config, queryText bool) *pool {
 
 // opened: the pool has come into use, under the name that it has now.
 func (p *pool) opened(t *baldur.Tracker) {
-	attr := semconv.DBClientConnectionPoolName(clean(t.PoolName(), maxName))
+	attr := semconv.DBClientConnectionPoolName(text.Cut(t.PoolName(), maxName))
 	set := attribute.NewSet(attr)
 	p.name.Store(&poolName{attr, set, []metric.RecordOption{metric.WithAttributeSet(set)}})
 	var registered []metric.Registration
@@ -112,6 +113,15 @@ func (p *pool) observe(t *baldur.Tracker, name attribute.KeyValue) (metric.Regis
 	if err != nil {
 		return nil, err
 	}
+	ended, err := p.meter.Int64ObservableCounter("baldur.client.connection.context_ended", metric.WithUnit("{checkout}"),
+		metric.WithDescription("Checkouts that database/sql has ended because their ctx had ended, by whether the program had closed: no, or unknown."))
+	if err != nil {
+		return nil, err
+	}
+	closed := func(how string) metric.ObserveOption {
+		return metric.WithAttributeSet(attribute.NewSet(name, attribute.String("baldur.connection.closed", how)))
+	}
+	notClosed, unknown := closed("no"), closed("unknown")
 	state := func(s dbconv.ClientConnectionStateAttr) metric.ObserveOption {
 		return metric.WithAttributeSet(attribute.NewSet(name, count.AttrClientConnectionState(s)))
 	}
@@ -121,6 +131,12 @@ func (p *pool) observe(t *baldur.Tracker, name attribute.KeyValue) (metric.Regis
 			o.ObserveInt64(count.Inst(), int64(i), idle)
 			o.ObserveInt64(count.Inst(), int64(u), used)
 		}
+		var all, not int64
+		for _, e := range t.ContextEnded() {
+			all, not = all+int64(e.Count), not+int64(e.NotClosed)
+		}
+		o.ObserveInt64(ended, not, notClosed)
+		o.ObserveInt64(ended, all-not, unknown)
 		s := t.Stats()
 		if s.MaxConnections > 0 {
 			o.ObserveInt64(limit.Inst(), int64(s.MaxConnections), named)
@@ -129,7 +145,7 @@ func (p *pool) observe(t *baldur.Tracker, name attribute.KeyValue) (metric.Regis
 			o.ObserveInt64(pending.Inst(), int64(s.WaitingRequests), named)
 		}
 		return nil
-	}, count.Inst(), limit.Inst(), pending.Inst())
+	}, count.Inst(), limit.Inst(), pending.Inst(), ended)
 }
 
 func (p *pool) connected(ctx context.Context, took time.Duration) {

@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 
 	"github.com/baldur-go/baldur/internal/sqltext"
+	"github.com/baldur-go/baldur/internal/text"
 )
 
 // descriptions keeps what describe has made of short texts, the first so many: a
@@ -43,16 +44,16 @@ func (d *descriptions) of(query string) description {
 // describe makes of a query's text what may be told of it: a summary, "" if
 // there is nothing to say, and the text. It is told as it is if it has
 // parameters and carries no secret, and else without literals and comments.
-func describe(query string) (summary, text string) {
+func describe(query string) (summary, told string) {
 	cut := len(query) > maxScan
 	all := tokens(query[:min(len(query), maxScan)])
 	s := summarize(all)
 	if s.asIs && !cut && !sqltext.CarriesSecret(query) {
-		text = query
-	} else if text = redact(all); cut {
-		text += "…"
+		told = query
+	} else if told = redact(all); cut {
+		told += text.More
 	}
-	return clean(strings.TrimSpace(s.out.String()), maxName), clean(text, maxText)
+	return text.Cut(strings.TrimSpace(s.out.String()), maxName), text.Cut(told, maxText)
 }
 
 // A lexeme is a token with the keyword that it is; "": none of ours.

@@ -10,6 +10,7 @@ import (
 	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
 
 	"github.com/baldur-go/baldur"
+	"github.com/baldur-go/baldur/internal/text"
 )
 
 // instruments makes observable ones, and remembers them and what failed.
@@ -61,8 +62,8 @@ func (p *pool) observeQuorums(t *baldur.Tracker, name attribute.KeyValue) (metri
 	return p.meter.RegisterCallback(func(_ context.Context, o metric.Observer) error {
 		used := map[[2]string]bool{}
 		for _, q := range t.Quorums() {
-			lease := clean(q.Lease, maxName)
-			region := ownRegion(used, lease, clean(q.Region, maxName))
+			lease := text.Cut(q.Lease, maxName)
+			region := ownRegion(used, lease, text.Cut(q.Region, maxName))
 			with := func(more ...attribute.KeyValue) metric.ObserveOption {
 				return metric.WithAttributeSet(attribute.NewSet(append(more, name,
 					attribute.String("baldur.quorum.lease", lease), attribute.String("baldur.quorum.region", region))...))

@@ -18,6 +18,8 @@ import (
 	"go.opentelemetry.io/otel/trace/embedded"
 
 	"github.com/baldur-go/baldur/internal/hook"
+	"github.com/baldur-go/baldur/internal/pqconn"
+	"github.com/baldur-go/baldur/internal/text"
 )
 
 // trackQueries puts otelsql around a connector.
@@ -115,14 +117,14 @@ func newTracer(c *config, queryText bool) *tracer {
 	if err != nil {
 		otel.Handle(err)
 	}
-	if address := clean(c.server.address, maxPath); address != "" {
+	if address := text.Cut(c.server.address, maxPath); address != "" {
 		t.attrs = append(t.attrs, semconv.ServerAddress(address))
 		if port := c.server.port; port != 0 && port != 5432 {
 			t.attrs = append(t.attrs, semconv.ServerPort(port))
 		}
 		t.target = address
 	}
-	if ns := clean(c.namespace, maxName); ns != "" {
+	if ns := text.Cut(c.namespace, maxName); ns != "" {
 		t.attrs = append(t.attrs, semconv.DBNamespace(ns))
 		t.target = ns
 	}
@@ -134,10 +136,10 @@ func (t *tracer) Start(ctx context.Context, what string, _ ...trace.SpanStartOpt
 	s := &span{tracer: t, start: time.Now()}
 	op, query, isQuery := strings.Cut(what, querySign)
 	s.attrs = append(make([]attribute.KeyValue, 0, len(t.attrs)+4), t.attrs...)
-	var name, text string
+	var name, queryText string
 	if isQuery {
 		d := t.known.of(query)
-		name, text = d.summary, d.text
+		name, queryText = d.summary, d.text
 	}
 	switch {
 	case op != "":
@@ -151,8 +153,8 @@ func (t *tracer) Start(ctx context.Context, what string, _ ...trace.SpanStartOpt
 		name = semconv.DBSystemNamePostgreSQL.Value.AsString()
 	}
 	attrs := s.attrs
-	if text != "" && t.queryText {
-		attrs = append(attrs, semconv.DBQueryText(text)) // too varied for a metric
+	if queryText != "" && t.queryText {
+		attrs = append(attrs, semconv.DBQueryText(queryText)) // too varied for a metric
 	}
 	s.ctx, s.Span = t.inner.Start(ctx, name, trace.WithTimestamp(s.start), trace.WithSpanKind(trace.SpanKindClient), trace.WithAttributes(attrs...))
 	return s.ctx, s
@@ -171,7 +173,7 @@ type span struct {
 // quote arguments: invalid input syntax for type integer: "…".
 func (s *span) RecordError(err error, _ ...trace.EventOption) {
 	n := len(s.attrs)
-	if state := sqlState(err); state != "" {
+	if state, ok := pqconn.SQLState(err); ok {
 		s.attrs = append(s.attrs, semconv.DBResponseStatusCode(state), semconv.ErrorTypeKey.String(state))
 	} else {
 		s.attrs = append(s.attrs, semconv.ErrorTypeKey.String(errorType(s.ctx, err)))
@@ -185,19 +187,6 @@ func (s *span) End(...trace.SpanEndOption) {
 	if s.tracer.duration.Enabled(s.ctx) {
 		s.tracer.duration.RecordSet(s.ctx, end.Sub(s.start).Seconds(), attribute.NewSet(s.attrs...))
 	}
-}
-
-// sqlState is the SQLSTATE of an error of lib/pq's or pgx's, or "".
-func sqlState(err error) string {
-	var e interface{ SQLState() string }
-	if !errors.As(err, &e) {
-		return ""
-	}
-	state := e.SQLState()
-	if len(state) != 5 || strings.Trim(state, "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ") != "" {
-		return ""
-	}
-	return state
 }
 
 // errorType names an error without an SQLSTATE. After the end of ctx that is the
@@ -214,5 +203,5 @@ func errorType(ctx context.Context, err error) string {
 	if errors.Is(err, driver.ErrBadConn) {
 		return "driver.ErrBadConn"
 	}
-	return clean(semconv.ErrorType(err).Value.AsString(), maxName)
+	return text.Cut(semconv.ErrorType(err).Value.AsString(), maxName)
 }

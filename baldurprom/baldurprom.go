@@ -17,13 +17,12 @@ import (
 	"hash/fnv"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/baldur-go/baldur"
+	"github.com/baldur-go/baldur/internal/text"
 )
 
 // An Option sets one thing about a collector.
@@ -48,6 +47,7 @@ func WithoutDBStats() Option {
 
 // NewCollector returns a collector of the go_sql_* metrics and these:
 //
+//	baldur_accused_connections           gauge    leaked for certain: see [baldur.Verdict]
 //	baldur_suspected_connections         gauge    out, and unused for the leak threshold
 //	baldur_long_held_connections         gauge    out for that long, but in use or labelled
 //	baldur_tracked_connections           gauge    out, with a holder that is known
@@ -55,7 +55,9 @@ func WithoutDBStats() Option {
 //	baldur_waiting_requests              gauge    for a connection; absent where unknown
 //	baldur_oldest_holder_age_seconds     gauge    0 if no connection is out
 //	baldur_leak_threshold_seconds        gauge
-//	baldur_leaks_total                   counter  checkouts that have been suspected
+//	baldur_leaks_total                   counter  checkouts that have been accused or suspected
+//	baldur_context_ended_total           counter  checkouts that the end of their ctx has ended
+//	baldur_not_closed_total              counter  those that were surely not closed: see [baldur.ContextEnded]
 //	baldur_dirty_returns_total           counter  what WithReturnAudit has found
 //	baldur_connection_use_seconds        histogram
 //
@@ -179,16 +181,12 @@ const maxLabel = 128 // bytes
 
 // label makes a name a label's value.
 func label(name string) string {
-	if len(name) <= maxLabel && utf8.ValidString(name) {
+	if text.Head(name, maxLabel) == name {
 		return name
 	}
 	h := fnv.New64a()
 	h.Write([]byte(name))
-	short := name[:min(len(name), maxLabel)]
-	for len(short) < len(name) && short != "" && !utf8.RuneStart(name[len(short)]) {
-		short = short[:len(short)-1]
-	}
-	return fmt.Sprintf("%s~%016x", strings.ToValidUTF8(short, "\ufffd"), h.Sum64())
+	return fmt.Sprintf("%s~%016x", text.Head(name, maxLabel), h.Sum64())
 }
 
 // useTimes makes a histogram of every fourth of baldur's bounds from 16 µs to

@@ -34,6 +34,8 @@ type poolState struct {
 }
 
 var poolMetrics = []metric[poolState]{
+	newMetric(gauge, "baldur_accused_connections", "Connections that are leaked for certain: lost, or part of a deadlock.",
+		func(p poolState) float64 { return float64(len(p.report.Accused())) }),
 	newMetric(gauge, "baldur_suspected_connections", "Connections that are out and have not been used for the leak threshold.",
 		func(p poolState) float64 { return float64(len(p.report.SuspectedLeaks)) }),
 	newMetric(gauge, "baldur_long_held_connections", "Connections that have been out for the leak threshold, but are in use or expected to be held.",
@@ -50,6 +52,20 @@ var poolMetrics = []metric[poolState]{
 		func(p poolState) float64 { return p.report.LeakThreshold.Seconds() }),
 	newMetric(counter, "baldur_leaks_total", "Checkouts that have been suspected of a leak, each once.",
 		func(p poolState) float64 { return float64(p.leaks) }),
+	newMetric(counter, "baldur_context_ended_total", "Checkouts that database/sql has ended because their ctx had ended.",
+		func(p poolState) (n float64) {
+			for _, e := range p.report.ContextEnded {
+				n += float64(e.Count)
+			}
+			return n
+		}),
+	newMetric(counter, "baldur_not_closed_total", "Those of baldur_context_ended_total that the program had surely not closed.",
+		func(p poolState) (n float64) {
+			for _, e := range p.report.ContextEnded {
+				n += float64(e.NotClosed)
+			}
+			return n
+		}),
 	newMetric(counter, "baldur_dirty_returns_total", "Connections that the return audit has found dirty; 0 while the audit is off.",
 		func(p poolState) float64 { return float64(p.dirty) }),
 }

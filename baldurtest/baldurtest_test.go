@@ -197,3 +197,59 @@ func TestVerifyTestMain(t *testing.T) {
 		}
 	})
 }
+
+// TestVerifyNoneProves: what is lost fails at once, also with the ctx that has ended.
+func TestVerifyNoneProves(t *testing.T) {
+	open := func(t *testing.T) *sql.DB {
+		inner, m, err := sqlmock.NewWithDSN(t.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = inner.Close() })
+		m.MatchExpectationsInOrder(false)
+		m.ExpectQuery("x").WillReturnRows(sqlmock.NewRows([]string{"a"}).AddRow(1))
+		m.ExpectClose()
+		db := baldur.OpenDB(connector{inner, t.Name()})
+		db.SetMaxOpenConns(1)
+		return db
+	}
+	t.Run("lost", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			db := open(t)
+			defer db.Close()
+			r := new(recorder)
+			VerifyNone(r, db)
+			if _, err := db.Query("x"); err != nil {
+				t.Fatal(err)
+			}
+			start := time.Now()
+			got := r.end()
+			if !strings.Contains(got, "proof: nothing refers to its Rows") || time.Since(start) > grace/4 {
+				t.Errorf("after %v: %s", time.Since(start), got)
+			}
+		})
+	})
+	for _, allow := range []bool{false, true} {
+		t.Run(fmt.Sprintf("not closed, allowed %v", allow), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				db := open(t)
+				defer db.Close()
+				r := new(recorder)
+				var opts []Option
+				if allow {
+					opts = append(opts, AllowNotClosed())
+				}
+				VerifyNone(r, db, opts...)
+				ctx, cancel := context.WithCancel(context.Background())
+				go func() { _, _ = db.QueryContext(ctx, "x") }()
+				synctest.Wait()
+				cancel()
+				synctest.Wait()
+				got := r.end()
+				if allow && got != "" || !allow && !strings.Contains(got, "not closed before the ctx ended, in the pool:\n") {
+					t.Errorf("got %q", got)
+				}
+			})
+		})
+	}
+}

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"database/sql"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -60,7 +59,7 @@ func runDemo(ctx context.Context, args []string) (err error) {
 	}
 	progress.done()
 	if *asJSON {
-		return printJSON(report)
+		return printJSON(report, "  ")
 	}
 	return printText(report)
 }
@@ -118,15 +117,6 @@ func leakConnections(ctx context.Context, place *playground) (baldur.LeakReport,
 			return report, nil
 		}
 	}
-}
-
-func printJSON(report baldur.LeakReport) error {
-	text, err := json.MarshalIndent(report, "", "  ")
-	if err != nil {
-		return err
-	}
-	_, err = os.Stdout.Write(append(text, '\n'))
-	return err
 }
 
 func printText(report baldur.LeakReport) error {

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"database/sql"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -15,6 +14,7 @@ import (
 	"github.com/lib/pq"
 
 	"github.com/baldur-go/baldur"
+	"github.com/baldur-go/baldur/internal/text"
 )
 
 const doctorUsage = `Usage: baldur doctor [--json] [--pool-size N] [DSN]
@@ -74,9 +74,7 @@ func runDoctor(ctx context.Context, args []string) error {
 		return usageError{"doctor: " + err.Error()}
 	}
 	if *asJSON {
-		e := json.NewEncoder(os.Stdout)
-		e.SetIndent("", "  ")
-		err = e.Encode(d)
+		err = printJSON(d, "  ")
 	} else {
 		_, err = io.WriteString(os.Stdout, d.String())
 	}
@@ -107,9 +105,9 @@ func (s exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(s)
 
 func (d diagnosis) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s\n\n", d.Target)
+	fmt.Fprintf(&b, "%s\n\n", text.Clean(d.Target))
 	for _, c := range d.Checks {
-		fmt.Fprintf(&b, "%-5s %s: %s\n      %s\n", map[bool]string{true: "ok", false: "MEND"}[c.OK], c.Name, c.Found, c.Advice)
+		fmt.Fprintf(&b, "%-5s %s: %s\n      %s\n", map[bool]string{true: "ok", false: "MEND"}[c.OK], c.Name, text.Clean(c.Found), text.Clean(c.Advice))
 	}
 	return b.String()
 }

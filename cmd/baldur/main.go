@@ -7,6 +7,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -15,6 +16,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/baldur-go/baldur/internal/text"
 )
 
 // A command is one file, with one line in commands.
@@ -73,7 +76,7 @@ func run(args []string) int {
 	case errors.As(err, &status):
 		return int(status)
 	case errors.As(err, &usage):
-		fmt.Fprintln(os.Stderr, "baldur:", err)
+		printError(err)
 		return exitUsage
 	}
 	// Ctrl-C also reaches a child that is just being started, and its failure
@@ -88,14 +91,31 @@ func run(args []string) int {
 		fmt.Fprintln(os.Stderr, "baldur: interrupted")
 		var left leftBehind
 		if errors.As(err, &left) {
-			fmt.Fprintln(os.Stderr, "baldur:", left)
+			printError(left)
 		}
 		return exitInterrupted
 	case errors.Is(err, syscall.EPIPE):
 		return exitFailure // the reader knows
 	}
-	fmt.Fprintln(os.Stderr, "baldur:", err)
+	printError(err)
 	return exitFailure
+}
+
+// printError writes an error on stderr. It may quote what a server says.
+func printError(err error) { fmt.Fprintln(os.Stderr, "baldur:", text.Lines(err.Error())) }
+
+// printJSON writes v on stdout, in one line if indent is "". It is safe to be read on a
+// terminal.
+func printJSON(v any, indent string) error {
+	b, err := json.Marshal(v)
+	if err == nil && indent != "" {
+		b, err = json.MarshalIndent(v, "", indent)
+	}
+	if err != nil {
+		return err
+	}
+	_, err = os.Stdout.Write(append(text.JSON(b), '\n'))
+	return err
 }
 
 func endSignals() []os.Signal {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/baldur-go/baldur"
 	"github.com/baldur-go/baldur/internal/pgserver"
+	"github.com/baldur-go/baldur/internal/text"
 )
 
 // envDSN names a running PostgreSQL to work in.
@@ -41,8 +42,8 @@ func enterPlayground(ctx context.Context, tell func(string)) (*playground, error
 	tell("looking for PostgreSQL")
 	server, err := pgserver.Start(ctx, pgserver.Config{Progress: tell})
 	if errors.Is(err, pgserver.ErrNoPostgres) {
-		oneLine := strings.Join(strings.Fields(err.Error()), " ") // whatever the download's error is
-		return nil, fmt.Errorf("%s; or set %s to the DSN of a running one", oneLine, envDSN)
+		// The download's error is whatever it is.
+		return nil, fmt.Errorf("%s; or set %s to the DSN of a running one", text.OneLine(err.Error(), 2000), envDSN)
 	}
 	if err != nil {
 		return nil, err

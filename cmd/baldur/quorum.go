@@ -6,7 +6,8 @@ import (
 	"fmt"
 	"os"
 	"strings"
-	"time"
+
+	"github.com/baldur-go/baldur/internal/text"
 )
 
 const quorumUsage = `Usage: baldur quorum run --lease NAME --region R [flags] [DSN] -- COMMAND ARGS...
@@ -100,18 +101,5 @@ func say(format string, args ...any) {
 }
 
 func oneLine(s string) string {
-	return strings.ReplaceAll(strings.TrimPrefix(s, "baldur: "), "\n", "; ")
-}
-
-// brief is a duration for people.
-func brief(d time.Duration) string {
-	switch {
-	case d < 10*time.Second:
-		return d.Round(100 * time.Millisecond).String()
-	case d < 100*time.Minute:
-		return d.Round(time.Second).String()
-	case d < 48*time.Hour:
-		return fmt.Sprintf("%dh%dm", int(d.Hours()), int(d.Minutes())%60)
-	}
-	return fmt.Sprintf("%dd%dh", int(d.Hours())/24, int(d.Hours())%24)
+	return text.Clean(strings.ReplaceAll(strings.TrimPrefix(s, "baldur: "), "\n", "; "))
 }

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/baldur-go/baldur"
+	"github.com/baldur-go/baldur/internal/text"
 )
 
 const quorumRunUsage = `Usage: baldur quorum run --lease NAME --region R [--ttl D] [--grace D]
@@ -241,7 +242,7 @@ func (r *leaseRun) keep(ctx context.Context, lease baldur.QuorumLease, began tim
 		return
 	}
 	if ctx.Err() == nil {
-		say("the command has ended; lease %q is kept for another %v", r.lease, left.Round(time.Millisecond))
+		say("the command has ended; lease %q is kept for another %v", r.lease, text.Short(left))
 	}
 	timer := time.NewTimer(left)
 	defer timer.Stop()

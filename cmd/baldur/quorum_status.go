@@ -3,20 +3,19 @@ package main
 import (
 	"context"
 	"database/sql"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"strconv"
 	"strings"
 	"time"
-	"unicode"
 	"unicode/utf8"
 
 	"github.com/lib/pq"
 
 	"github.com/baldur-go/baldur"
 	"github.com/baldur-go/baldur/internal/leasepg"
+	"github.com/baldur-go/baldur/internal/text"
 )
 
 const quorumStatusUsage = `Usage: baldur quorum status [--lease NAME] [--json] [--watch] [DSN]
@@ -83,7 +82,7 @@ func runQuorumStatus(ctx context.Context, args []string) error {
 		return watchLeases(ctx, db, report, *asJSON)
 	}
 	if *asJSON {
-		err = report.printJSON("  ")
+		err = printJSON(report, "  ")
 	} else {
 		_, err = os.Stdout.WriteString(report.text(colours()))
 	}
@@ -151,12 +150,6 @@ func tableAdvice(err error) error {
 	return err
 }
 
-func (r *statusReport) printJSON(indent string) error {
-	e := json.NewEncoder(os.Stdout)
-	e.SetIndent("", indent)
-	return e.Encode(r)
-}
-
 // watchLeases prints again what has changed; on a terminal in the same place.
 func watchLeases(ctx context.Context, db *sql.DB, r *statusReport, asJSON bool) error {
 	live := !asJSON && isTerminal(os.Stdout)
@@ -176,7 +169,7 @@ func watchLeases(ctx context.Context, db *sql.DB, r *statusReport, asJSON bool) 
 			last = now
 		case now == last:
 		case asJSON:
-			last, err = now, r.printJSON("")
+			last, err = now, printJSON(r, "")
 		default:
 			last = now
 			_, err = os.Stdout.WriteString(r.text(false) + "\n")
@@ -213,7 +206,7 @@ func (r *statusReport) changes() string {
 
 func (r *statusReport) text(colour bool) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s, %s", r.Target, r.Now.Local().Format("2006-01-02 15:04:05 MST"))
+	fmt.Fprintf(&b, "%s, %s", text.Clean(r.Target), r.Now.Local().Format("2006-01-02 15:04:05 MST"))
 	if r.Standby {
 		b.WriteString(" (a standby: this may be out of date)")
 	}
@@ -223,7 +216,7 @@ func (r *statusReport) text(colour bool) string {
 		b.WriteString("There is no table baldur_lease here: no lease was ever taken in this database.\n")
 		return b.String()
 	case len(r.Leases) == 0 && r.asked != "":
-		fmt.Fprintf(&b, "There is no lease %s: nobody has ever been a candidate for it.\n", printable(r.asked))
+		fmt.Fprintf(&b, "There is no lease %s: nobody has ever been a candidate for it.\n", text.Word(r.asked))
 		return b.String()
 	case len(r.Leases) == 0:
 		b.WriteString("There are no leases: nobody has ever been a candidate for one.\n")
@@ -231,7 +224,7 @@ func (r *statusReport) text(colour bool) string {
 	}
 	table := [][]string{{"LEASE", "STATE", "REGION", "EPOCH", "SINCE", "UNTIL"}}
 	for _, l := range r.Leases {
-		row := []string{printable(l.Name), string(l.State), printable(l.Region), strconv.FormatInt(l.Epoch, 10), r.when(l.Since), r.when(l.Until)}
+		row := []string{text.Word(l.Name), string(l.State), text.Word(l.Region), strconv.FormatInt(l.Epoch, 10), r.when(l.Since), r.when(l.Until)}
 		if l.Since.IsZero() {
 			row = []string{row[0], row[1], "-", "-", "-", "-"}
 		}
@@ -276,18 +269,9 @@ func (r *statusReport) when(t time.Time) string {
 		layout = "2006-01-02 15:04"
 	}
 	if d := t.Sub(now); d > 0 {
-		return fmt.Sprintf("%s (in %s)", t.Format(layout), brief(d))
+		return fmt.Sprintf("%s (in %s)", t.Format(layout), text.Short(d))
 	}
-	return fmt.Sprintf("%s (%s ago)", t.Format(layout), brief(now.Sub(t)))
-}
-
-// printable quotes what would disturb a terminal or the table: the names are
-// whatever someone has put into the database.
-func printable(s string) string {
-	if s == "" || strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) || r == ' ' }) {
-		return strconv.Quote(s)
-	}
-	return s
+	return fmt.Sprintf("%s (%s ago)", t.Format(layout), text.Short(now.Sub(t)))
 }
 
 func colours() bool { return os.Getenv("NO_COLOR") == "" && isTerminal(os.Stdout) }

@@ -113,6 +113,31 @@ func Of(s *stack.Site, skip Skip) Info {
 	return of(s.Frames(), skip, launch, launched)
 }
 
+// Locate is Of for the frames of another stack, innermost first.
+func Locate(frames []stack.Frame, skip Skip) Info { return of(frames, skip, stack.Frame{}, false) }
+
+// Outermost returns the index in s.Frames() of the application's outermost frame, or of a
+// library's if there is none; −1 without either. s may be nil.
+func Outermost(s *stack.Site, skip Skip) int {
+	if s == nil {
+		return -1
+	}
+	application, library := -1, -1
+	for i, f := range locate(s.Frames()) {
+		switch {
+		case f.std || f.is(plumbing) || f.is(launchers):
+		case f.is(libraries) || f.is(skip.Packages) || f.isFunction(skip.Functions):
+			library = i
+		default:
+			application = i
+		}
+	}
+	if application < 0 {
+		return library
+	}
+	return application
+}
+
 func of(frames []stack.Frame, skip Skip, launch stack.Frame, launched bool) Info {
 	all := locate(frames)
 	info := Info{Kind: kindOf(all)}

@@ -45,6 +45,7 @@ type Config struct {
 	HideText bool                       // keep no query
 	Grace    time.Duration              // after which a call whose ctx has ended, or a closing, is cut
 	Span     func(context.Context) Span // of a taking; may be nil, must not panic
+	Left     func(*Checkout) bool       // tells whether whoever took a connection has surely left the code that did; may be nil, must not panic
 	Returned func(Return)               // is told of each return; may be nil, must not panic
 	Closed   func(*Record)              // is to remove the record of a connection that is closed
 }
@@ -58,6 +59,7 @@ type Ledger struct {
 	mu      sync.Mutex // guards the fields below
 	records []*Record
 	lastID  int64
+	ended   map[*stack.Site]*ContextEnds
 
 	holds stack.Hist // of all checkouts that were counted; last, since other fields are read at each checkout
 }
@@ -155,3 +157,69 @@ func (l *Ledger) Flush() {
 		r.flush()
 	}
 }
+
+// ContextEnds counts the checkouts of a call site that have ended with their ctx: database/sql
+// has brought the connection back before the program did, if that was still to do so.
+type ContextEnds struct {
+	Count     uint64
+	NotClosed uint64        // of those: whoever took the connection had certainly left the code that did
+	Held      time.Duration // in all
+}
+
+// contextEnded counts a return that another goroutine than the holder's makes, if it is
+// database/sql's because the ctx has ended.
+func (l *Ledger) contextEnded(r *Record) {
+	if !byContext(stack.Capture(l.cfg.Tag)) {
+		return
+	}
+	held, gone := r.clk.Now()-r.Start, false
+	if l.cfg.Left != nil {
+		c := r.Checkout // whose last call is this goroutine's, that of the closing
+		if !c.Last.Elsewhere() {
+			c.Last = c.before
+		}
+		gone = l.cfg.Left(&c)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	e := l.ended[r.Site]
+	if e == nil {
+		if l.ended == nil {
+			l.ended = map[*stack.Site]*ContextEnds{}
+		}
+		e = new(ContextEnds)
+		l.ended[r.Site] = e
+	}
+	e.Count++
+	e.Held += held
+	if gone {
+		e.NotClosed++
+	}
+}
+
+// ContextEnds returns the checkouts that have ended with their ctx, by the site that took them.
+func (l *Ledger) ContextEnds() map[*stack.Site]ContextEnds {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	ends := make(map[*stack.Site]ContextEnds, len(l.ended))
+	for s, e := range l.ended {
+		ends[s] = *e
+	}
+	return ends
+}
+
+// byContext tells whether a return was made by the goroutine that database/sql starts for a
+// Rows or a Tx with a ctx.
+func byContext(s *stack.Site) bool {
+	by, ok := awaits.Load(s)
+	if !ok {
+		by = slices.ContainsFunc(s.Frames(), func(f stack.Frame) bool {
+			return f.Function == "database/sql.(*Rows).awaitDone" || f.Function == "database/sql.(*Tx).awaitDone"
+		})
+		awaits.Store(s, by)
+	}
+	return by.(bool)
+}
+
+// awaits are the sites that byContext has seen: few, since they end in database/sql.
+var awaits sync.Map // *stack.Site → bool

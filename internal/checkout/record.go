@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 	"unsafe"
+	"weak"
 
 	"github.com/baldur-go/baldur/internal/clock"
 	"github.com/baldur-go/baldur/internal/pqconn"
@@ -75,12 +76,14 @@ type Record struct {
 
 	mu sync.Mutex // guards the fields below; the writer may read them without it
 	Checkout
-	holds holds
-	leak  *Leak           // the checkout was reported as suspected
-	done  <-chan struct{} // of the ctx of the call in flight, if Sock is set
-	seen  time.Duration   // when sweep first saw done closed during that call
-	reads uint32          // of Sock, when sweep last saw a Rows being drained
-	heard time.Duration   // when sweep first saw that number
+	holds  holds
+	leak   *Leak                // the checkout was reported as suspected
+	handle weak.Pointer[Handle] // of the Rows that was opened last
+	gone   gone                 // looks that have found the handle gone
+	done   <-chan struct{}      // of the ctx of the call in flight, if Sock is set
+	seen   time.Duration        // when sweep first saw done closed during that call
+	reads  uint32               // of Sock, when sweep last saw a Rows being drained
+	heard  time.Duration        // when sweep first saw that number
 }
 
 // A Checkout is what is known of one stay outside the pool.
@@ -90,6 +93,7 @@ type Checkout struct {
 	Start  time.Duration // by the exact clock
 	Holder stack.G       // the goroutine that took it
 	Last   stack.G       // the goroutine of the last call
+	before stack.G       // the last other one before Last
 	Span   Span
 	First  Kind // of the first call since the checkout
 	Kind   Kind // of the last call; may be of an earlier checkout while Called and InCall are off
@@ -111,7 +115,7 @@ func (r *Record) Take(ctx context.Context) {
 	r.mu.Lock()
 	r.holds.count(r.Site, &r.ledger.holds)
 	r.Seq++
-	r.Site, r.Start, r.Holder, r.Last, r.Span, r.Label = site, now, g, g, span, ""
+	r.Site, r.Start, r.Holder, r.Last, r.before, r.Span, r.Label = site, now, g, g, g, span, ""
 	if r.leak != nil {
 		r.leak = nil
 		r.marked.Store(false)
@@ -150,6 +154,9 @@ func (r *Record) Give() {
 			r.marked.Store(false)
 		}
 		r.mu.Unlock()
+	}
+	if r.Holder.Elsewhere() {
+		r.ledger.contextEnded(r)
 	}
 	if f := r.ledger.cfg.Returned; f != nil {
 		f(Return{r.ID, r.clk.At(r.Start), r.clk.Now() - r.Start, r.Span, r.Site})
@@ -202,7 +209,10 @@ func (r *Record) enter(ctx context.Context) {
 	}
 	if g := stack.CurrentG(); g != r.Last || done != r.done {
 		r.mu.Lock()
-		r.Last, r.done, r.seen = g, done, 0
+		if g != r.Last {
+			r.Last, r.before = g, r.Last
+		}
+		r.done, r.seen = done, 0
 		r.mu.Unlock()
 	}
 	r.flags |= InCall
@@ -272,6 +282,15 @@ func (r *Record) HandOut() {
 // touch publishes the flags with the coarse time.
 func (r *Record) touch() { r.act.set(uint64(r.clk.Coarse())<<flagBits | r.flags) }
 
+// Reader notes which goroutine reads the first row of a Rows: the Rows may have been handed on.
+func (r *Record) Reader() {
+	if r.Last.Elsewhere() {
+		r.mu.Lock()
+		r.Last, r.before = stack.CurrentG(), r.Last
+		r.mu.Unlock()
+	}
+}
+
 // BeginRow and EndRow are Begin and End for the reading of a row, which must cost next
 // to nothing: one load and one plain store each (see cell).
 func (r *Record) BeginRow() { r.act.set(uint64(r.clk.Coarse())<<flagBits | r.flags | InCall) }
@@ -279,10 +298,16 @@ func (r *Record) BeginRow() { r.act.set(uint64(r.clk.Coarse())<<flagBits | r.fla
 // EndRow: see BeginRow.
 func (r *Record) EndRow() { r.act.set(uint64(r.clk.Coarse())<<flagBits | r.flags) }
 
-// OpenRows and CloseRows count the open Rows, within a call.
-func (r *Record) OpenRows() {
+// OpenRows and CloseRows count the open Rows, within a call. h is what the program reaches
+// the connection by while that Rows is open, unless it has a Tx or a Conn.
+func (r *Record) OpenRows(h weak.Pointer[Handle]) {
 	r.rowsNow++
 	r.flags |= RowsOpen
+	if h != r.handle { // rarely: a connection uses the same few Rows again
+		r.mu.Lock()
+		r.handle = h
+		r.mu.Unlock()
+	}
 }
 
 // CloseRows: see OpenRows.
@@ -332,25 +357,58 @@ func (r *Record) SetLabel(name string) {
 	r.mu.Unlock()
 }
 
+// A Handle is part of an object that the program must have to give a connection back,
+// and that nothing of ours keeps alive.
+type Handle struct{ _ byte } // not empty, so that it has an address of its own
+
+// lostPatience is how long a handle must be gone before it counts as lost, and two looks must see
+// it: a finalizer of the program's may run after the handle is gone, and close what it was for.
+const lostPatience = 100 * time.Millisecond
+
+// gone is when a look first saw the handle of a checkout gone.
+type gone struct {
+	seq uint64
+	at  time.Duration
+}
+
+// lostLocked tells whether nothing in the program refers to the Rows that a checkout is for,
+// as two looks have seen. A call in flight has the Rows.
+func (r *Record) lostLocked(act uint64) bool {
+	const open = Out | RowsOpen
+	if act&(open|InCall|InTx) != open || r.handle == (weak.Pointer[Handle]{}) || r.handle.Value() != nil {
+		return false
+	}
+	now := r.clk.Kernel()
+	if r.gone.seq != r.Seq {
+		r.gone = gone{r.Seq, now}
+	}
+	return now-r.gone.at >= lostPatience
+}
+
 // A Snapshot is a consistent copy of a Record.
 type Snapshot struct {
 	Rec *Record
 	Checkout
 	Used  time.Duration // start of the call in flight, or end of the last one; the checkout's start if there was none
 	Flags uint64
+	Gone  bool // nothing in the program refers to the Rows that was opened last, and that is open
 }
 
-// Snapshot copies the record of a connection that was taken at until or before and
-// is still out. out tells whether it is out at all, old whether s is the copy. Take
-// writes under the same lock, so the copy is of one checkout.
+// Snapshot copies the record of a connection that is still out, and was taken at until or
+// before or whose Rows is gone. out tells whether it is out at all, old whether s is the
+// copy. Take writes under the same lock, so the copy is of one checkout.
 func (r *Record) Snapshot(until time.Duration) (s Snapshot, out, old bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	act := r.act.get()
-	if act&Out == 0 || r.Start > until {
-		return s, act&Out != 0, false
+	if act&Out == 0 {
+		return s, false, false
 	}
-	s = Snapshot{Rec: r, Checkout: r.Checkout, Flags: act & (1<<flagBits - 1)}
+	lost := r.lostLocked(act)
+	if r.Start > until && !lost {
+		return s, true, false
+	}
+	s = Snapshot{Rec: r, Checkout: r.Checkout, Flags: act & (1<<flagBits - 1), Gone: lost}
 	// The coarse time lags by up to a tick.
 	s.Used = max(s.Start, time.Duration(act>>flagBits)*time.Millisecond)
 	return s, true, true

@@ -34,13 +34,13 @@ func Take(ctx context.Context, db *sql.DB) (*sql.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		if err = CheckIdle(ctx, conn); err == nil {
+		if err = checkIdle(ctx, conn); err == nil {
 			return conn, nil
 		}
 		sqlpool.Discard(conn)
 		// What the server refuses of a probe is due to what was left, as a short statement_timeout.
 		_, refused := pqconn.SQLState(err)
-		if !errors.Is(err, ErrInTransaction) && !IsBad(err) && !refused || ctx.Err() != nil || left <= 1 {
+		if !errors.Is(err, errInTransaction) && !IsBad(err) && !refused || ctx.Err() != nil || left <= 1 {
 			return nil, err
 		}
 	}
@@ -50,11 +50,11 @@ func Take(ctx context.Context, db *sql.DB) (*sql.Conn, error) {
 // dead, as after a restart of the server, or in a transaction.
 func Takes(db *sql.DB) int { return 3 + db.Stats().OpenConnections }
 
-// ErrInTransaction is returned if the connections of a pool come in a transaction that was left open.
-var ErrInTransaction = errors.New("baldur: the pool's connections come in an open transaction")
+// errInTransaction is returned if the connections of a pool come in a transaction that was left open.
+var errInTransaction = errors.New("baldur: the pool's connections come in an open transaction")
 
-// CheckIdle returns ErrInTransaction if the connection is in a transaction.
-func CheckIdle(ctx context.Context, conn *sql.Conn) error {
+// checkIdle returns errInTransaction if the connection is in a transaction.
+func checkIdle(ctx context.Context, conn *sql.Conn) error {
 	status, _, err := Status(conn)
 	switch {
 	case err != nil:
@@ -62,7 +62,7 @@ func CheckIdle(ctx context.Context, conn *sql.Conn) error {
 	case status == 'I':
 		return nil
 	case status != 0:
-		return ErrInTransaction
+		return errInTransaction
 	}
 	// The driver does not tell. What is set for a transaction is there in the next
 	// statement only if that is in the same one.
@@ -71,7 +71,7 @@ func CheckIdle(ctx context.Context, conn *sql.Conn) error {
 	token := hex.EncodeToString(b[:])
 	err = conn.QueryRowContext(ctx, "SELECT pg_catalog.set_config('baldur.transaction'::pg_catalog.text, '"+token+"'::pg_catalog.text, true)").Scan(new(string))
 	if pqconn.HasState(err, "25P02") {
-		return ErrInTransaction
+		return errInTransaction
 	}
 	if err != nil {
 		return err
@@ -79,7 +79,7 @@ func CheckIdle(ctx context.Context, conn *sql.Conn) error {
 	var got sql.NullString
 	err = conn.QueryRowContext(ctx, "SELECT pg_catalog.current_setting('baldur.transaction'::pg_catalog.text, true)").Scan(&got)
 	if err == nil && got.String == token {
-		return ErrInTransaction
+		return errInTransaction
 	}
 	return err
 }
@@ -198,9 +198,9 @@ func Ask(ctx context.Context, conn *sql.Conn, how Tidy, query string, each func(
 	case err != nil:
 		return err
 	case status == 'I' && isLibPQ:
-		return AskAtOnce(ctx, conn, Request{Before: how.before, Query: query}, each)
+		return askAtOnce(ctx, conn, Request{Before: how.before, Query: query}, each)
 	case status != 'I' && status != 0 || !how.needed:
-		return AskAtOnce(ctx, conn, Request{Query: query}, each)
+		return askAtOnce(ctx, conn, Request{Query: query}, each)
 	}
 	// One message has one statement with other drivers, so it takes a transaction.
 	tx, err := conn.BeginTx(ctx, nil)
@@ -208,20 +208,20 @@ func Ask(ctx context.Context, conn *sql.Conn, how Tidy, query string, each func(
 		return err
 	}
 	defer func() { _ = tx.Rollback() }()
-	if err := AskInTurn(ctx, tx, Request{Before: how.before, Query: query}, each); err != nil {
+	if err := askInTurn(ctx, tx, Request{Before: how.before, Query: query}, each); err != nil {
 		return err
 	}
 	return tx.Commit()
 }
 
-// A Queryer is a connection or a transaction.
-type Queryer interface {
+// A queryer is a connection or a transaction.
+type queryer interface {
 	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
 	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
 }
 
-// AskAtOnce sends a request as one message, which lib/pq can.
-func AskAtOnce(ctx context.Context, q Queryer, r Request, each func(*sql.Rows) error) error {
+// askAtOnce sends a request as one message, which lib/pq can.
+func askAtOnce(ctx context.Context, q queryer, r Request, each func(*sql.Rows) error) error {
 	rows, err := q.QueryContext(ctx, strings.Join(append(append(r.Before[:len(r.Before):len(r.Before)], r.Query), r.After...), ";\n"))
 	if err != nil {
 		return err
@@ -248,14 +248,14 @@ func AskAtOnce(ctx context.Context, q Queryer, r Request, each func(*sql.Rows) e
 	}
 }
 
-// AskInTurn sends a request's statements one by one.
-func AskInTurn(ctx context.Context, q Queryer, r Request, each func(*sql.Rows) error) error {
+// askInTurn sends a request's statements one by one.
+func askInTurn(ctx context.Context, q queryer, r Request, each func(*sql.Rows) error) error {
 	for _, s := range r.Before {
 		if _, err := q.ExecContext(ctx, s); err != nil {
 			return err
 		}
 	}
-	if err := AskAtOnce(ctx, q, Request{Query: r.Query}, each); err != nil {
+	if err := askAtOnce(ctx, q, Request{Query: r.Query}, each); err != nil {
 		return err
 	}
 	for _, s := range r.After {
@@ -283,11 +283,11 @@ func ScanOne(dest ...any) (each func(*sql.Rows) error, done func(error) error) {
 		}
 }
 
-// AskPID asks for the process id of the backend that answers.
-const AskPID = "SELECT pg_catalog.pg_backend_pid()"
+// askPID asks for the process id of the backend that answers.
+const askPID = "SELECT pg_catalog.pg_backend_pid()"
 
-func askPID(ctx context.Context, conn *sql.Conn) (pid int, err error) {
-	err = conn.QueryRowContext(ctx, AskPID).Scan(&pid)
+func backendPID(ctx context.Context, conn *sql.Conn) (pid int, err error) {
+	err = conn.QueryRowContext(ctx, askPID).Scan(&pid)
 	return pid, err
 }
 

@@ -9,18 +9,16 @@ import (
 	"github.com/baldur-go/baldur/internal/pqconn"
 )
 
-// A Pooler is what stands between a pool and PostgreSQL.
-type Pooler uint8
+// A Pooler is what stands between a pool and PostgreSQL; "" where it is not known yet.
+type Pooler string
 
 // What can stand there: nothing, or a pooler by its mode.
 const (
-	NoPooler Pooler = iota
-	SessionPooler
-	TransactionPooler
-	StatementPooler
-	UnknownPooler
-
-	PoolerCount = iota
+	NoPooler          Pooler = "none"
+	SessionPooler     Pooler = "session"
+	TransactionPooler Pooler = "transaction"
+	StatementPooler   Pooler = "statement"
+	UnknownPooler     Pooler = "unknown"
 )
 
 const (
@@ -28,10 +26,10 @@ const (
 	probeTimeout = 5 * time.Second // for the second connection
 )
 
-// Probe finds out, with conn and a connection of second, which kind of pooler, if any, is between the pool and the server. The
+// probe finds out, with conn and a connection of second, which kind of pooler, if any, is between the pool and the server. The
 // rules are in the comment of PGAdmin.PoolerMode.
-func Probe(ctx context.Context, conn *sql.Conn, second func() (db *sql.DB, done func(), err error)) (Pooler, error) {
-	pid, err := askPID(ctx, conn)
+func probe(ctx context.Context, conn *sql.Conn, second func() (db *sql.DB, done func(), err error)) (Pooler, error) {
+	pid, err := backendPID(ctx, conn)
 	if err != nil {
 		return NoPooler, err
 	}
@@ -52,11 +50,11 @@ func Probe(ctx context.Context, conn *sql.Conn, second func() (db *sql.DB, done 
 	}
 	defer other.Close()
 	for range probeRounds {
-		pid2, err := askPID(ctx2, other)
+		pid2, err := backendPID(ctx2, other)
 		if err != nil {
 			return unseen(told), ctx.Err()
 		}
-		again, err := askPID(ctx, conn)
+		again, err := backendPID(ctx, conn)
 		if err != nil {
 			return NoPooler, err
 		}

@@ -8,7 +8,6 @@ import (
 	"database/sql/driver"
 	"errors"
 	"reflect"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -35,14 +34,30 @@ func (s State) InUse() int { return s.Open - s.Idle }
 // the fields are what they are thought to be. Otherwise Waiting is −1, and the
 // rest comes from db.Stats.
 func Read(db *sql.DB) (s State, ok bool) {
-	if peek := peek(); peek != nil {
-		return peek(db)
+	if s, ok, can := readFields(db, true); can {
+		return s, ok
 	}
 	return byStats(db)
 }
 
+// readFields reads the private fields. If it must not wait, ok is false while anybody
+// has db's lock.
+func readFields(db *sql.DB, wait bool) (s State, ok, can bool) {
+	if !enabled(Fields) {
+		return s, false, false
+	}
+	peek := peek()
+	if peek == nil {
+		return s, false, false
+	}
+	s, ok = peek(db, wait)
+	return s, ok, true
+}
+
+type peeker func(db *sql.DB, wait bool) (State, bool)
+
 // peek returns the reader of the private fields, or nil.
-var peek = sync.OnceValue(func() func(*sql.DB) (State, bool) {
+var peek = sync.OnceValue(func() peeker {
 	peek := findPoolFields()
 	if peek == nil || !testPeek(peek) {
 		return nil
@@ -52,7 +67,7 @@ var peek = sync.OnceValue(func() func(*sql.DB) (State, bool) {
 
 // findPoolFields returns a reader of sql.DB's fields by their names and types in
 // Go 1.23 to 1.27, or nil if they are not those.
-func findPoolFields() func(*sql.DB) (State, bool) {
+func findPoolFields() peeker {
 	t := reflect.TypeFor[sql.DB]()
 	offset := func(t reflect.Type, name string, is func(reflect.Type) bool) (uintptr, reflect.Type, bool) {
 		f, ok := t.FieldByName(name)
@@ -75,7 +90,7 @@ func findPoolFields() func(*sql.DB) (State, bool) {
 		return nil
 	}
 	length := func(p unsafe.Pointer) int { return len(*(*[]struct{})(p)) } // len of any slice: the header's second word
-	return func(db *sql.DB) (State, bool) {
+	return func(db *sql.DB, wait bool) (State, bool) {
 		p := unsafe.Pointer(db)
 		lock := (*sync.Mutex)(unsafe.Add(p, mu))
 		read := func() State {
@@ -91,38 +106,26 @@ func findPoolFields() func(*sql.DB) (State, bool) {
 		if lock.TryLock() {
 			return read(), true
 		}
+		if !wait {
+			return State{}, false
+		}
 		return aside(func() State { lock.Lock(); return read() })
 	}
 }
 
 // testPeek compares peek with the truth on a pool of its own: one connection
 // out, one waiter; one idle, no waiter.
-func testPeek(peek func(*sql.DB) (State, bool)) bool {
-	db := sql.OpenDB(nullConnector{})
-	defer db.Close()
-	db.SetMaxOpenConns(1)
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
-	held, err := db.Conn(ctx)
+func testPeek(peek peeker) bool {
+	c, err := newCanary(nullConnector{})
 	if err != nil {
 		return false
 	}
-	defer held.Close()
-	waiter := make(chan struct{})
-	go func() {
-		defer close(waiter)
-		if c, err := db.Conn(ctx); err == nil {
-			_ = c.Close()
-		}
-	}()
-	for db.Stats().WaitCount == 0 { // the waiter raises it in the step in which it joins the queue
-		runtime.Gosched()
-	}
-	s, ok := peek(db)
+	defer c.close()
+	s, ok := peek(c.db, true)
 	good := ok && s == State{Open: 1, Idle: 0, MaxOpen: 1, Waiting: 1}
-	_ = held.Close()
-	<-waiter
-	s, ok = peek(db)
+	_ = c.held.Close()
+	<-c.waiter
+	s, ok = peek(c.db, true)
 	return good && ok && s == State{Open: 1, Idle: 1, MaxOpen: 1, Waiting: 0}
 }
 

@@ -3,24 +3,17 @@ package sqltext
 
 import (
 	"strings"
-	"unicode/utf8"
-)
 
-const more = " …"
+	"github.com/baldur-go/baldur/internal/text"
+)
 
 // Safe returns what may be told of a query's text: at most limit bytes of it, and
 // where it carries a secret, without its literals and comments. The result does
 // not keep a longer text in memory.
 func Safe(query string, limit int) string {
-	head := query
-	for n := limit; len(head) > limit; n-- {
-		if utf8.RuneStart(query[n]) || n == 0 {
-			head = query[:n]
-		}
-	}
-	tail := ""
-	if len(head) < len(query) {
-		tail = more
+	head, tail := query, ""
+	if len(query) > limit {
+		head, tail = text.Head(query, limit), text.More
 	}
 	if CarriesSecret(query) {
 		return withoutLiterals(head) + tail

@@ -3,6 +3,7 @@ package stack
 import (
 	"fmt"
 	"runtime"
+	"sync/atomic"
 	"testing"
 
 	"github.com/petermattis/goid"
@@ -26,6 +27,8 @@ var (
 	sinkID    int64
 	sinkG     G
 	sinkState State
+	sinkFate  Fate
+	sinkLen   atomic.Int64
 )
 
 // depths are of the whole stack, in physical frames: the walk stops at 32.
@@ -191,6 +194,41 @@ func BenchmarkState(b *testing.B) {
 			}
 		})
 	}
+}
+
+// BenchmarkLook looks at a parked goroutine whose stack is so many frames deep.
+func BenchmarkLook(b *testing.B) {
+	needLooks(b)
+	for _, depth := range depths {
+		b.Run(fmt.Sprint("depth=", depth), func(b *testing.B) {
+			ready, end := make(chan G), make(chan struct{})
+			go recurseThen(depth-6, func() { ready <- CurrentG(); <-end })
+			g := <-ready
+			v := await(g, Parked)
+			if v.n != depth {
+				b.Fatal(v.n, " frames")
+			}
+			b.ReportAllocs()
+			for b.Loop() {
+				g.Look(v)
+			}
+			close(end)
+		})
+	}
+}
+
+// BenchmarkFate compares a site of 20 frames with a look.
+func BenchmarkFate(b *testing.B) {
+	needLooks(b)
+	r := newRest()
+	go recurseThen(10, func() { takeAndRest(r) })
+	_, v := r.look()
+	s := taken
+	b.ReportAllocs()
+	for b.Loop() {
+		sinkFate = s.Fate(1, v)
+	}
+	r.leave()
 }
 
 // park starts n goroutines that wait until end is called.

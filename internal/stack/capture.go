@@ -4,10 +4,11 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync/atomic"
 )
 
-// walking tells whether Capture may use walk. Set by init only.
-var walking bool
+// walking tells whether Capture may use walk. Set by init and Disable only.
+var walking atomic.Bool
 
 // Capture returns the site of the calling goroutine's stack, whose innermost frame is Capture's
 // caller. It is never nil. It does not allocate for a path that has been seen before. One path has
@@ -17,7 +18,7 @@ var walking bool
 //
 //go:noinline
 func Capture(tag uint32) *Site {
-	if !walking {
+	if !walking.Load() {
 		return captureCallers(3, tag) // skip runtime.Callers, captureCallers, Capture
 	}
 	n, h, rest := walk(nil, 0, 0, 0)
@@ -60,8 +61,8 @@ func miss(key []uintptr, h fingerprint, rest uintptr, tag uint32) *Site {
 	pcs := callers(skip)
 	covered, ok := agree(key, whole, pcs)
 	site := &Site{tag: tag, pcs: slices.Clone(pcs[:covered])}
-	if whole && len(key) > 1 { // the last address is in runtime.goexit
-		site.first = key[len(key)-2]
+	if whole {
+		site.key = slices.Clone(key)
 	}
 	if s := intern(&sites.walked, h, site, ok); s != nil {
 		return s

@@ -78,7 +78,7 @@ func visitPaths(t *testing.T, n int, seed uint64) {
 			}
 		}
 		distinct[first] = true
-		if fast := !slow(want); walking && fast && !served(first) {
+		if fast := !slow(want); walking.Load() && fast && !served(first) {
 			t.Errorf("path %v: site %d is not served by the walk\n%s", p.names(), first.ID(), list(first.Frames()))
 		}
 		if slow(first.Frames()) && served(first) {
@@ -119,8 +119,8 @@ func TestRandomPaths(t *testing.T) {
 
 // TestRandomPathsByCallers does the same without the walk.
 func TestRandomPathsByCallers(t *testing.T) {
-	defer func(was bool) { walking = was }(walking)
-	walking = false
+	defer walking.Store(walking.Load())
+	walking.Store(false)
 	visitPaths(t, 300, 2)
 }
 
@@ -138,7 +138,7 @@ func TestEachWay(t *testing.T) {
 								if err := check(s, want); err != nil {
 									t.Fatalf("depth %d, visit %d: %v", depth, visit, err)
 								}
-								if walking && depth == 0 && served(s) == w.slow {
+								if walking.Load() && depth == 0 && served(s) == w.slow {
 									t.Errorf("served by the walk: %v", served(s))
 								}
 							})
@@ -281,7 +281,7 @@ func TestService(t *testing.T) {
 			if err := check(s, want); err != nil {
 				t.Error(err)
 			}
-			if walking && !served(s) {
+			if walking.Load() && !served(s) {
 				t.Error("not served by the walk")
 			}
 		})

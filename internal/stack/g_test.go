@@ -252,9 +252,9 @@ func TestStateConcurrent(t *testing.T) {
 
 // TestWithoutLayout is what a runtime with another g gets.
 func TestWithoutLayout(t *testing.T) {
-	defer func(was struct{ id, status uintptr }) { layout = was }(layout)
+	defer living.Store(living.Load())
 	want := CurrentG().ID()
-	layout = struct{ id, status uintptr }{}
+	living.Store(false)
 	g := CurrentG()
 	if g.ID() != want || g.State() != Unknown {
 		t.Errorf("%d, %v, want %d", g.ID(), g.State(), want)

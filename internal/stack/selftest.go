@@ -3,6 +3,7 @@ package stack
 import (
 	"fmt"
 	"runtime"
+	"strings"
 	"sync/atomic"
 	"time"
 	"unsafe"
@@ -22,30 +23,55 @@ func (m Mode) String() string { return [...]string{"runtime.Callers", "frame poi
 type Health struct {
 	Capture  Mode
 	Liveness bool   // G.State can tell Alive from Exited, and CurrentG is fast
-	Reason   string // why one of the two is not available; else empty
+	Looks    bool   // G.Look can tell where a goroutine is
+	Reason   string // why one of the three is not available; else empty
 }
 
-var health Health
+var health atomic.Pointer[Health]
 
-// Self tells which capture is in use and whether liveness is available, and why not.
-func Self() Health { return health }
+// Self tells which capture is in use and whether liveness and looks are available, and why not.
+func Self() Health { return *health.Load() }
+
+// Disable makes this package read neither stacks nor the runtime's g from now on, as if the self-test had
+// failed: Capture uses runtime.Callers, CurrentG a stack dump's first line, at a microsecond each,
+// G.State says Unknown and G.Look Unseen. It is for a program that must rule this package out, and
+// belongs before the first use: a G from before does not equal one of the same goroutine from after.
+// Safe for concurrent use.
+func Disable() {
+	walking.Store(false)
+	living.Store(false)
+	looking.Store(false)
+	health.Store(&Health{Reason: "disabled by the program"})
+}
 
 func init() {
+	var h Health
+	h.test()
+	health.Store(&h)
+}
+
+// test tests, and turns on what has passed.
+func (h *Health) test() {
 	if !haveWalk {
-		health.Reason = "no assembly for " + runtime.Compiler + "/" + runtime.GOARCH + " in this build"
+		h.Reason = "no assembly for " + runtime.Compiler + "/" + runtime.GOARCH + " in this build"
 		return
 	}
-	if err := testWalk(); err != nil {
-		health.Reason = err.Error()
-	} else {
-		walking = true
-		health.Capture = FramePointers
+	var reasons []string
+	note := func(err error) (ok bool) {
+		if err != nil {
+			reasons = append(reasons, err.Error())
+		}
+		return err == nil
 	}
-	if err := findLayout(); err != nil {
-		health.Reason += "; " + err.Error()
-	} else {
-		health.Liveness = true
+	if note(testWalk()) {
+		walking.Store(true)
+		h.Capture = FramePointers
 	}
+	h.Liveness = note(findLayout())
+	if h.Capture == FramePointers && h.Liveness {
+		h.Looks = note(testLooks())
+	}
+	h.Reason = strings.Join(reasons, "; ")
 }
 
 // testWalk compares walks with runtime.Callers.
@@ -101,8 +127,9 @@ func findLayout() error {
 	}
 	// The status, the lock of the profiler, and the number have been neighbours since Go 1.4.
 	layout.id, layout.status = id, id-8
+	living.Store(true)
 	if !testLayout() {
-		layout.id, layout.status = 0, 0
+		living.Store(false)
 		return fmt.Errorf("the goroutine's status is not found in the runtime's g")
 	}
 	return nil

@@ -26,8 +26,8 @@ type Site struct {
 
 	id     uint64
 	tag    uint32
-	first  uintptr   // an address in the goroutine's first function; 0: unknown
 	pcs    []uintptr // as runtime.Callers has them
+	key    []uintptr // return addresses of the physical frames down to the goroutine's base; nil: unknown
 	frames atomic.Pointer[[]Frame]
 }
 
@@ -42,11 +42,12 @@ func (s *Site) Tag() uint32 { return s.tag }
 // first function, where that is known. For a call with arguments, a receiver included, the compiler
 // makes a function of its own, "main.serve.gowrap1"; runtime.Callers does not show it.
 func (s *Site) GoStatement() (Frame, bool) {
-	if s.first == 0 {
+	if len(s.key) < 2 {
 		return Frame{}, false
 	}
-	// Of the address itself a Func tells what was inlined there; its Entry is not in that.
-	entry := runtime.FuncForPC(s.first - 1).Entry()
+	// The last address is in runtime.goexit, the one before it in the first function. Of the address
+	// itself a Func tells what was inlined there; its Entry is not in that.
+	entry := entryOf(s.key[len(s.key)-2])
 	f := runtime.FuncForPC(entry)
 	i := strings.LastIndex(f.Name(), ".gowrap")
 	if i < 0 {

@@ -99,10 +99,11 @@ func TestSpread(t *testing.T) {
 
 // TestOther exhausts the cap.
 func TestOther(t *testing.T) {
-	for _, fast := range []bool{walking, false} {
+	for _, fast := range []bool{walking.Load(), false} {
 		t.Run(strconv.FormatBool(fast), func(t *testing.T) {
-			defer func(was bool) { walking = was; SetMaxSites(DefaultMaxSites) }(walking)
-			walking = fast
+			defer walking.Store(walking.Load())
+			defer SetMaxSites(DefaultMaxSites)
+			walking.Store(fast)
 			base := runs.Add(1) * 64
 			// One line, so that a path is the same whenever it is visited: 0 is old, 1 to 9 are new.
 			var got [4][10]*Site
@@ -228,19 +229,23 @@ func TestConcurrentSites(t *testing.T) {
 var runs atomic.Uint32
 
 func TestNoAllocations(t *testing.T) {
-	defer func(was bool) { walking = was }(walking)
-	for _, fast := range []bool{walking, false} {
-		walking = fast
+	defer walking.Store(walking.Load())
+	for _, fast := range []bool{walking.Load(), false} {
+		walking.Store(fast)
 		if n := testing.AllocsPerRun(1000, func() { sinkSite = Capture(0) }); n != 0 {
 			t.Errorf("walking %v: %v allocations", fast, n)
 		}
 	}
 	s, g := Capture(0), CurrentG()
 	s.Frames()
+	gs, end := park(1)
+	defer end()
+	var v View
 	if n := testing.AllocsPerRun(1000, func() {
 		sinkInt = len(s.Frames())
 		s.Holds.Record(1)
 		sinkState = g.State()
+		gs[0].Look(&v)
 		if haveWalk {
 			sinkG = CurrentG()
 		}
@@ -256,21 +261,21 @@ func TestMemory(t *testing.T) {
 	}
 	// In the allocator's size classes, with two slots in the table.
 	entry, site, pcs := unsafe.Sizeof(entry{}), unsafe.Sizeof(Site{}), uintptr(8*maxFrames)
-	if sum := entry + site + pcs + 4*8; sum > 1000 {
-		t.Errorf("%d bytes: entry %d, site %d, counters %d", sum, entry, site, pcs)
+	if sum := entry + site + 2*pcs + 4*8; sum > 1280 {
+		t.Errorf("%d bytes: entry %d, site %d, counters and key %d each", sum, entry, site, pcs)
 	}
 }
 
 func TestSelf(t *testing.T) {
 	h := Self()
-	t.Logf("%s/%s: %v, liveness %v, reason %q", runtime.GOOS, runtime.GOARCH, h.Capture, h.Liveness, h.Reason)
-	if haveWalk && (h.Capture != FramePointers || !h.Liveness || h.Reason != "") {
+	t.Logf("%s/%s: %v, liveness %v, looks %v, reason %q", runtime.GOOS, runtime.GOARCH, h.Capture, h.Liveness, h.Looks, h.Reason)
+	if looks := runtime.GOOS == "linux"; haveWalk && (h.Capture != FramePointers || !h.Liveness || h.Looks != looks || (h.Reason == "") != looks) {
 		t.Errorf("the self-test failed: %+v", h)
 	}
-	if !haveWalk && (h.Capture != Callers || h.Liveness || h.Reason == "") {
+	if !haveWalk && (h.Capture != Callers || h.Liveness || h.Looks || h.Reason == "") {
 		t.Errorf("no assembly, but %+v", h)
 	}
-	if (h.Capture == FramePointers) != walking {
+	if (h.Capture == FramePointers) != walking.Load() {
 		t.Errorf("says %v", h.Capture)
 	}
 }

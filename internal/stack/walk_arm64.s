@@ -67,3 +67,8 @@ TEXT ·bounds(SB), NOSPLIT, $0-24
 	MOVD 8(g), R0
 	MOVD R0, hi+16(FP)
 	RET
+
+// func fence()
+TEXT ·fence(SB), NOSPLIT, $0-0
+	DMB $0x9 // ISHLD
+	RET

@@ -26,3 +26,6 @@ func getg() unsafe.Pointer
 // bounds returns the stack pointer and the bounds of the stack, g.stack in runtime2.go. It is for
 // the self-test: walk relies on the upper one.
 func bounds() (lo, sp, hi uintptr)
+
+// fence makes no load after it come before one that precedes it.
+func fence()

@@ -5,8 +5,10 @@ package text
 import (
 	"bytes"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -76,28 +78,69 @@ func JSON(b []byte) []byte {
 	return out.Bytes()
 }
 
-const more = " …"
+// More stands at the end of a text that was cut.
+const More = " …"
 
-// Cut makes s valid UTF-8 of n bytes at most, and a mark where it was longer.
+// Head is the beginning of s as valid UTF-8 of n bytes at most. No character is cut
+// in two. For what ends in More see Cut.
+func Head(s string, n int) string {
+	head, _ := head(s, n)
+	return head
+}
+
+// Cut is Head, with More where s is longer.
 func Cut(s string, n int) string {
+	head, whole := head(s, n)
+	if !whole {
+		head += More
+	}
+	return head
+}
+
+func head(s string, n int) (head string, whole bool) {
+	head = strings.ToValidUTF8(start(s, n), "\ufffd")
+	valid := len(head)
+	head = start(head, n) // U+FFFD is longer than the byte that it replaces
+	return head, len(s) <= n && len(head) == valid
+}
+
+// start is n bytes of s at most, and less by the part of a character at their end.
+func start(s string, n int) string {
 	if len(s) <= n {
-		return strings.ToValidUTF8(s, "\ufffd")
+		return s
 	}
-	for n > 0 && !utf8.RuneStart(s[n]) {
-		n--
+	for i := n; i >= 0 && i > n-utf8.UTFMax; i-- {
+		if utf8.RuneStart(s[i]) {
+			return s[:i]
+		}
 	}
-	return strings.ToValidUTF8(s[:n], "\ufffd") + more
+	return s[:n] // no character is as long
 }
 
-// OneLine is a text on one line, clean, and cut after n bytes.
+// OneLine is a text on one line, clean, of n characters at most, and with More where
+// it is longer. Of white space one blank is left.
 func OneLine(s string, n int) string {
-	if len(s) > 8*n+8 {
-		s = Cut(s, 8*n)
+	if len(s) > 8*n {
+		s = start(s, 8*n) + More // the rest is not looked at, whatever its length
 	}
-	return Cut(Clean(strings.Join(strings.Fields(s), " ")), n)
+	s = Clean(strings.Join(strings.Fields(s), " "))
+	if r := []rune(s); len(r) > n {
+		return strings.TrimSuffix(string(r[:n]), " ") + More
+	}
+	return s
 }
 
-// Short rounds a duration to what a person wants to read: 350ms, 42s, 6m12s.
+// Word is a text as a word of a line or a cell of a table: quoted, as Go does, if it is
+// empty, has blanks, or is not clean.
+func Word(s string) string {
+	if s == "" || Clean(s) != s || strings.ContainsFunc(s, func(r rune) bool { return r == '"' || r == ' ' || !unicode.IsPrint(r) }) {
+		return strconv.Quote(s)
+	}
+	return s
+}
+
+// Short rounds a duration to what a person wants to read: 350ms, 42s, 6m12s, 1h40m,
+// 3d4h.
 func Short(d time.Duration) string {
 	switch {
 	case d < time.Millisecond:
@@ -106,8 +149,12 @@ func Short(d time.Duration) string {
 		return d.Round(time.Millisecond).String()
 	case d < 10*time.Second:
 		return d.Round(100 * time.Millisecond).String()
+	case d < 100*time.Minute:
+		return d.Round(time.Second).String()
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%dh%dm", int(d.Hours()), int(d.Minutes())%60)
 	}
-	return d.Round(time.Second).String()
+	return fmt.Sprintf("%dd%dh", int(d.Hours())/24, int(d.Hours())%24)
 }
 
 // Plural is a number of things.

@@ -5,6 +5,7 @@ import (
 	"database/sql/driver"
 	"io"
 	"reflect"
+	"weak"
 
 	"github.com/baldur-go/baldur/internal/checkout"
 	"github.com/baldur-go/baldur/internal/pqconn"
@@ -33,12 +34,16 @@ var (
 // Rows through sql.Conn.Raw may close one twice. An open rows is not reachable from
 // its connection, which would keep an abandoned one from being collected.
 type rows struct {
+	handle checkout.Handle
+	weak   weak.Pointer[checkout.Handle] // to handle
+
 	rec   *checkout.Record
 	inner driver.Rows
 	c     *conn
 	ctx   context.Context // of the query
 	seq   uint64          // of the checkout; 0: closed
 	stmt  bool            // of a prepared statement
+	read  bool            // Next was called
 	next  *rows           // in a list of closed ones
 }
 
@@ -52,12 +57,13 @@ func (c *conn) wrapRows(ctx context.Context, inner driver.Rows, stmt bool) drive
 	r := c.free
 	if r == nil {
 		r = &rows{rec: c.rec, c: c}
+		r.weak = weak.Make(&r.handle)
 	} else {
 		c.free = r.next
 	}
 	// Field by field: writing pointers is expensive while garbage is collected.
-	r.inner, r.ctx, r.seq, r.stmt = inner, ctx, c.rec.Seq, stmt
-	c.rec.OpenRows()
+	r.inner, r.ctx, r.seq, r.stmt, r.read = inner, ctx, c.rec.Seq, stmt, false
+	c.rec.OpenRows(r.weak)
 	return scannerRows(r)
 }
 
@@ -84,7 +90,16 @@ func (closedRows) Next([]driver.Value) error { return io.EOF }
 
 func (r *rows) Columns() []string { return r.inner.Columns() }
 
+// begin notes who reads, at the first row.
+func (r *rows) begin() {
+	if !r.read {
+		r.read = true
+		r.rec.Reader()
+	}
+}
+
 func (r *rows) Next(dest []driver.Value) error {
+	r.begin()
 	r.rec.BeginRow()
 	defer r.rec.EndRow() // also when the driver panics
 	err := r.inner.Next(dest)

@@ -21,6 +21,7 @@ func scannerRows(r *rows) driver.Rows {
 }
 
 func (r columnScanner) NextRow() error {
+	r.begin()
 	r.rec.BeginRow()
 	defer r.rec.EndRow()
 	err := r.inner.(driver.RowsColumnScanner).NextRow()
