@@ -641,9 +641,10 @@ func okTxTimeout(w *world) error {
 	ctx, cancel := context.WithTimeout(w.ctx, 80*time.Millisecond)
 	defer cancel()
 	tx, err := w.db.BeginTx(ctx, nil)
-	if timeout := net.Error(nil); ctx.Err() != nil || errors.As(err, &timeout) && timeout.Timeout() {
-		return nil
-	} else if err != nil {
+	if err != nil {
+		if timeout := net.Error(nil); ctx.Err() != nil || errors.As(err, &timeout) && timeout.Timeout() {
+			return nil
+		}
 		return err
 	}
 	defer tx.Rollback()

@@ -19,10 +19,19 @@ type view struct {
 	ended func(*baldur.Tracker) (ended, notClosed map[line]int)
 }
 
-// current is baldur's API as it is.
+// current is baldur's API.
 var current = view{
-	accused:   func(baldur.LeakReport) []baldur.ConnectionInfo { return nil }, // baldur.LeakReport.Accused, when there is one
+	accused:   baldur.LeakReport.Accused,
 	suspected: func(r baldur.LeakReport) []baldur.ConnectionInfo { return r.SuspectedLeaks },
+	ended: func(t *baldur.Tracker) (ended, notClosed map[line]int) {
+		ended, notClosed = map[line]int{}, map[line]int{}
+		for _, e := range t.ContextEnded() {
+			at := lineOf(e.CallSite)
+			ended[at] += e.Count
+			notClosed[at] += e.NotClosed
+		}
+		return ended, notClosed
+	},
 }
 
 // A judge collects what the reports say of one program.
@@ -106,7 +115,9 @@ func (j *judge) account(t *baldur.Tracker) {
 		j.ended[at] += n
 	}
 	for at, n := range notClosed {
-		j.notClosed[at] += n
+		if n > 0 {
+			j.notClosed[at] += n
+		}
 	}
 }
 
@@ -190,7 +201,8 @@ func (j *judge) says() string {
 }
 
 // siteOf is the call site of a holder as a line of the corpus.
-func siteOf(c baldur.ConnectionInfo) line {
-	f := c.CallSite()
+func siteOf(c baldur.ConnectionInfo) line { return lineOf(c.CallSite()) }
+
+func lineOf(f baldur.Frame) line {
 	return line{path.Base(strings.ReplaceAll(f.File, `\`, "/")), f.Line}
 }
