@@ -14,6 +14,7 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"weak"
 
 	"pgregory.net/rapid"
 
@@ -229,7 +230,7 @@ func TestRecord(t *testing.T) {
 						return
 					}
 					if rapid.Bool().Draw(t, "open") {
-						m.rec.OpenRows()
+						m.rec.OpenRows(weak.Make(&handle))
 						m.rows++
 					} else {
 						m.rec.CloseRows()
@@ -506,14 +507,14 @@ func TestSweep(t *testing.T) {
 		{"a call that has ended", func(r *checkout.Record, ctx context.Context) { r.Begin(ctx, checkout.KindExec, ""); r.End() }, true, false, false},
 		{"between two rows", func(r *checkout.Record, ctx context.Context) {
 			r.Begin(ctx, checkout.KindQuery, "")
-			r.OpenRows()
+			r.OpenRows(weak.Make(&handle))
 			r.End()
 			r.BeginRow()
 			r.EndRow()
 		}, true, false, false},
 		{"a row", func(r *checkout.Record, ctx context.Context) {
 			r.Begin(ctx, checkout.KindQuery, "")
-			r.OpenRows()
+			r.OpenRows(weak.Make(&handle))
 			r.End()
 			r.BeginRow()
 		}, true, true, true},
@@ -625,3 +626,6 @@ func TestSweepNextCall(t *testing.T) {
 		})
 	}
 }
+
+// handle is that of every Rows: nobody loses it.
+var handle checkout.Handle
