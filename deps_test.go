@@ -27,6 +27,7 @@ var imports = map[string][]string{
 	"internal/callsite":            {"internal/stack"},
 	"internal/checkout":            {"internal/clock", "internal/pqconn", "internal/stack"},
 	"internal/clock":               {"internal/tsc"},
+	"internal/corpus":              {"", "internal/pgserver", "github.com/lib/pq"},
 	"internal/deadlock":            {"internal/sqlpool"},
 	"internal/evidence":            {"internal/callsite", "internal/checkout", "internal/stack"},
 	"internal/leadershipmodel":     {"internal/lease"},

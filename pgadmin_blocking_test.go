@@ -104,3 +104,12 @@ func TestLockHolders(t *testing.T) {
 		t.Errorf("ours: %+v", own)
 	}
 }
+
+// TestBlockingText: what sessions call themselves gets out of its line in no way.
+func TestBlockingText(t *testing.T) {
+	n := &baldur.BlockingNode{Backend: baldur.Backend{PID: 1, ApplicationName: "a\x1b[2J\nb", State: "active", Query: "SELECT\n\u202e1"}}
+	n.Blocks = []*baldur.BlockingNode{{Backend: baldur.Backend{PID: 2, ApplicationName: "c", State: "idle"}}}
+	if got, want := n.String(), "1 a\ufffd[2J\ufffdb active: SELECT \ufffd1\n    2 c idle: \n"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}

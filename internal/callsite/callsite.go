@@ -101,10 +101,10 @@ var (
 	}
 )
 
-// Of returns the call site of a stack: the first frame of the application. A
-// goroutine of a library's own has none; its call site is the library's outermost
-// frame. A goroutine that a go statement has started in database/sql is named after
-// that statement. s may be nil.
+// Of returns the call site of a stack: the first frame of the application. A goroutine
+// that a library has started has no such frame; its call site is the library's outermost
+// one. A goroutine that was started by a go statement in database/sql is named after that
+// statement. s may be nil.
 func Of(s *stack.Site, skip Skip) Info {
 	if s == nil {
 		return Info{Kind: "unknown"}
@@ -141,14 +141,14 @@ func Outermost(s *stack.Site, skip Skip) int {
 func of(frames []stack.Frame, skip Skip, launch stack.Frame, launched bool) Info {
 	all := locate(frames)
 	info := Info{Kind: kindOf(all)}
-	inner, outer, own, inSQL := -1, -1, -1, -1 // the library's frames; a goroutine's of ours; database/sql's outermost
+	inner, outer, ours, inSQL := -1, -1, -1, -1 // frames: the library's innermost and outermost, one of baldur's on a goroutine of its own, database/sql's outermost
 	for i, f := range all {
 		switch {
 		case f.is(plumbing):
 			if f.pkg == sqlPackage {
 				inSQL = i
-			} else if own < 0 && isOwn(f.pkg) && i > 0 && all[i-1].pkg == sqlPackage {
-				own = i
+			} else if ours < 0 && isOwn(f.pkg) && i > 0 && all[i-1].pkg == sqlPackage {
+				ours = i
 			}
 		case f.std || f.is(launchers):
 		case f.is(libraries) || f.is(skip.Packages) || f.isFunction(skip.Functions):
@@ -164,8 +164,8 @@ func of(frames []stack.Frame, skip Skip, launch stack.Frame, launched bool) Info
 	switch {
 	case inner >= 0:
 		info.Frames, info.At = shown(all[inner:]), outer-inner
-	case own >= 0: // a quorum's
-		info.Frames = shown(all[own:])
+	case ours >= 0: // a quorum's
+		info.Frames = shown(all[ours:])
 	case inSQL >= 0:
 		begun := stack.Frame{Function: all[inSQL].Function}
 		if launched {

@@ -6,15 +6,14 @@ import (
 	"github.com/baldur-go/baldur/internal/stack"
 )
 
-// holds gathers how long a connection was held by consecutive checkouts of one call
-// site that fall into one bucket of its histogram. So connections that are taken at
-// one place do not all write the same cache lines at each return.
+// A holdBatch gathers the hold times of consecutive checkouts of a connection, as long as
+// they are of one call site and fall into one bucket of the histogram. Without it all
+// connections that are taken at one place would write the same cache lines at each return.
 //
-// It is part of a Record and guarded by its lock, except for ended: Give sets that
-// without the lock, and only after a Take has cleared it under the lock. Each hold
-// gets into the two histograms, its call site's and its pool's, once. So counts are
-// exact after flush.
-type holds struct {
+// It is part of a Record and guarded by its lock, except for ended: Give sets that without
+// the lock, but only after Take has cleared it under the lock. Each hold time enters two
+// histograms, its call site's and its pool's, exactly once, so counts are exact after flush.
+type holdBatch struct {
 	ended  cell // how long the last checkout took, ns; 0: already counted, or not to be counted
 	at     *stack.Site
 	bucket int
@@ -23,7 +22,7 @@ type holds struct {
 }
 
 // count counts the checkout that has ended, if there is one. site is where it was taken.
-func (h *holds) count(site *stack.Site, pool *stack.Hist) {
+func (h *holdBatch) count(site *stack.Site, pool *stack.Hist) {
 	d := time.Duration(h.ended.get())
 	if d == 0 {
 		return
@@ -37,7 +36,7 @@ func (h *holds) count(site *stack.Site, pool *stack.Hist) {
 	h.sum += d
 }
 
-func (h *holds) flush(pool *stack.Hist) {
+func (h *holdBatch) flush(pool *stack.Hist) {
 	if h.n > 0 {
 		h.at.Holds.Add(h.bucket, h.n, h.sum)
 		pool.Add(h.bucket, h.n, h.sum)
@@ -49,6 +48,6 @@ func (h *holds) flush(pool *stack.Hist) {
 func (r *Record) flush() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.holds.count(r.Site, &r.ledger.holds)
-	r.holds.flush(&r.ledger.holds)
+	r.pending.count(r.Site, &r.ledger.holdTimes)
+	r.pending.flush(&r.ledger.holdTimes)
 }

@@ -61,7 +61,7 @@ type Ledger struct {
 	lastID  int64
 	ended   map[*stack.Site]*ContextEnds
 
-	holds stack.Hist // of all checkouts that were counted; last, since other fields are read at each checkout
+	holdTimes stack.Hist // of all checkouts that were counted; last, since other fields are read at each checkout
 }
 
 // NewLedger returns an empty ledger.
@@ -82,7 +82,7 @@ func (l *Ledger) Add(inner driver.Conn, pid int, sock *pqconn.Socket) *Record {
 
 // Remove forgets a connection that is closed. It may be called twice.
 func (l *Ledger) Remove(r *Record) {
-	r.flush() // first: whoever does not find r among the records finds its holds in the histograms
+	r.flush() // first: whoever does not find r among the records finds its hold times in the histograms
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if r.index < 0 {
@@ -148,7 +148,7 @@ func (l *Ledger) NeverOut() (n int) {
 // Holds returns the histogram of how long connections were held, up to date.
 func (l *Ledger) Holds() *stack.Hist {
 	l.Flush()
-	return &l.holds
+	return &l.holdTimes
 }
 
 // Flush brings the histograms up to date with all records.

@@ -1,5 +1,5 @@
-// Package checkout notes what becomes of a pool's connections: a Record for each, a
-// Ledger for the pool.
+// Package checkout records who uses a pool's connections and since when: a Record for
+// each connection, a Ledger for the pool.
 package checkout
 
 import (
@@ -53,9 +53,9 @@ func (k Kind) String() string {
 	return [...]string{"unknown", "query", "exec", "tx", "stmt", "ping", "conn"}[k]
 }
 
-// A Record is what is known of one physical connection. It has one writer at a
-// time: the goroutine whose call database/sql has let through to the connection.
-// Reports read it from elsewhere. It shares nothing with other connections.
+// A Record is what is known of one physical connection. It has one writer at a time,
+// the goroutine that database/sql lets use the connection; reports read it from other
+// goroutines. Records of different connections share no memory that is written.
 type Record struct {
 	act    cell   // coarse time of the last use << flagBits | flags
 	flags  uint64 // the writer's copy of the flags in act
@@ -76,14 +76,14 @@ type Record struct {
 
 	mu sync.Mutex // guards the fields below; the writer may read them without it
 	Checkout
-	holds  holds
-	leak   *Leak                // the checkout was reported as suspected
-	handle weak.Pointer[Handle] // of the Rows that was opened last
-	gone   gone                 // looks that have found the handle gone
-	done   <-chan struct{}      // of the ctx of the call in flight, if Sock is set
-	seen   time.Duration        // when sweep first saw done closed during that call
-	reads  uint32               // of Sock, when sweep last saw a Rows being drained
-	heard  time.Duration        // when sweep first saw that number
+	pending   holdBatch
+	leak      *Leak                // the checkout was reported as suspected
+	handle    weak.Pointer[Handle] // of the Rows that was opened last
+	gone      gone                 // looks that have found the handle gone
+	done      <-chan struct{}      // of the ctx of the call in flight, if Sock is set
+	endSeen   time.Duration        // when sweep first found done closed during that call
+	lastReads uint32               // Sock's reads when sweep last found a Rows being drained
+	readAt    time.Duration        // when sweep first found that number
 }
 
 // A Checkout is what is known of one stay outside the pool.
@@ -113,7 +113,7 @@ func (r *Record) Take(ctx context.Context) {
 	}
 	ms, g, now := r.clk.Coarse(), stack.CurrentG(), r.clk.Now()
 	r.mu.Lock()
-	r.holds.count(r.Site, &r.ledger.holds)
+	r.pending.count(r.Site, &r.ledger.holdTimes)
 	r.Seq++
 	r.Site, r.Start, r.Holder, r.Last, r.before, r.Span, r.Label = site, now, g, g, g, span, ""
 	if r.leak != nil {
@@ -138,7 +138,7 @@ func (r *Record) Give() {
 	r.flags, r.rowsNow = 0, 0
 	r.act.set(0)
 	if r.Site != nil && Capture(r.ledger.capture.Load()) == CaptureFull {
-		r.holds.ended.set(uint64(max(1, r.clk.Now()-r.Start)))
+		r.pending.ended.set(uint64(max(1, r.clk.Now()-r.Start)))
 	}
 	// A report may set marked at this very moment, and the store above is a plain one,
 	// so marked can be missed here: Leak.Returned sees to that.
@@ -212,7 +212,7 @@ func (r *Record) enter(ctx context.Context) {
 		if g != r.Last {
 			r.Last, r.before = g, r.Last
 		}
-		r.done, r.seen = done, 0
+		r.done, r.endSeen = done, 0
 		r.mu.Unlock()
 	}
 	r.flags |= InCall
@@ -465,19 +465,19 @@ func (r *Record) sweep(now, grace time.Duration) (busy bool) {
 	due := act&Closing != 0 && now-began >= grace
 	if act&Draining != 0 {
 		switch n := r.Sock.Reads(); {
-		case r.heard < began:
-			r.reads, r.heard = n, began
-		case n != r.reads:
-			r.reads, r.heard = n, now
+		case r.readAt < began:
+			r.lastReads, r.readAt = n, began
+		case n != r.lastReads:
+			r.lastReads, r.readAt = n, now
 		}
-		due = due || now-r.heard >= grace
+		due = due || now-r.readAt >= grace
 	}
 	select {
 	case <-r.done:
-		if r.seen < began {
-			r.seen = now // a call that began after its ctx had ended gets its grace too
+		if r.endSeen < began {
+			r.endSeen = now // a call that began after its ctx had ended gets its grace too
 		}
-		due = due || now-r.seen >= grace
+		due = due || now-r.endSeen >= grace
 	default:
 	}
 	if due && !r.cut.Load() {
