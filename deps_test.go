@@ -13,7 +13,7 @@ import (
 // go one way: cmd, the exporters, baldur, internal packages, the standard library.
 // A package that is not listed may import none.
 var imports = map[string][]string{
-	"": {"github.com/lib/pq", "internal/advisory", "internal/aside", "internal/callsite", "internal/checkout", "internal/clock", "internal/deadlock", "internal/evidence", "internal/hook", "internal/lease", "internal/leasepg", "internal/pgsession", "internal/pgsql", "internal/pqconn", "internal/sqlpool",
+	"": {"github.com/lib/pq", "internal/advisory", "internal/aside", "internal/backends", "internal/callsite", "internal/checkout", "internal/clock", "internal/deadlock", "internal/evidence", "internal/hook", "internal/lease", "internal/leasepg", "internal/pgsession", "internal/pgsql", "internal/pqconn", "internal/sqlpool",
 		"internal/sqltext", "internal/stack", "internal/text", "internal/wrap"},
 	"baldurhttp":          {"", "internal/profile", "internal/text"},
 	"baldurotel":          {"", "internal/hook", "internal/pqconn", "internal/sqltext", "internal/text", "github.com/XSAM/otelsql", "go.opentelemetry.io/"},
@@ -24,6 +24,7 @@ var imports = map[string][]string{
 
 	"internal/advisory":            {"internal/lockqueue", "internal/pgsession", "internal/pgsql", "internal/pqconn"},
 	"internal/aside":               {"internal/stack"},
+	"internal/backends":            {"internal/pgsql"},
 	"internal/callsite":            {"internal/stack"},
 	"internal/checkout":            {"internal/clock", "internal/pqconn", "internal/stack"},
 	"internal/clock":               {"internal/tsc"},

@@ -109,7 +109,8 @@
 //	stats.go      figures and health
 //	callsites.go  hold times, of a pool and of lines of code
 //	hooks.go      functions that are called as a pool lives
-//	pgadmin.go    admin SQL; pgadmin_*.go: sessions, locks, timeouts, poolers
+//	pgadmin.go    admin SQL; pgadmin_locks.go, pgadmin_session.go: locks, sessions, timeouts, poolers;
+//	              pgadmin_blocking.go: who blocks whom; pgadmin_probes.go: what only the reference calls
 //	quorum.go     what a quorum is; quorum_pg.go: the lease, for people; quorum_fence.go: transactions;
 //	              quorum_options.go: its settings
 //
@@ -121,10 +122,13 @@
 //	internal/stack      call stacks and goroutines, read fast
 //	internal/leasepg    PostgreSQL as the witness of a lease
 //	internal/lease      the protocol of a lease, which knows no SQL
-//	internal/pgsession  a clean connection of a pool
+//	internal/advisory   advisory locks: taking, holding, noticing a loss, releasing
+//	internal/pgsession  a clean connection of a pool; a pinned one with its locks and settings
+//	internal/backends   the server's sessions: who has a lock, who blocks whom
 //	internal/sqlpool    what database/sql knows of a pool
 //	internal/pqconn     lib/pq's DSN, sockets and quirks
 //	internal/clock      the time, coarse and exact
+//	internal/aside      the program's functions, called on a goroutine of their own
 //	internal/lockqueue  who waits for a lock within the process
 //	internal/pgsql      text of SQL
 //	internal/sqltext    a statement without its literals

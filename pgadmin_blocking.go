@@ -2,13 +2,12 @@ package baldur
 
 import (
 	"context"
-	"database/sql"
 	"fmt"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/baldur-go/baldur/internal/backends"
 	"github.com/baldur-go/baldur/internal/pgsql"
 	"github.com/baldur-go/baldur/internal/text"
 )
@@ -28,27 +27,6 @@ type Backend struct {
 	QueryStart      time.Time `json:"query_start"`
 }
 
-// backendColumns are a Backend's columns of pg_stat_activity a. The times are in µs
-// since 1970: as text a time is as DateStyle says.
-const backendColumns = `coalesce(a.pid, 0), coalesce(a.application_name, ''), coalesce(a.usename::pg_catalog.text, ''), coalesce(pg_catalog.host(a.client_addr), ''),` +
-	` coalesce(a.state, ''), coalesce(a.wait_event_type OPERATOR(pg_catalog.||) ': '::pg_catalog.text OPERATOR(pg_catalog.||) a.wait_event, ''), coalesce(a.query, ''),` +
-	` (EXTRACT(epoch FROM a.backend_start) OPERATOR(pg_catalog.*) 1000000)::pg_catalog.int8,` +
-	` (EXTRACT(epoch FROM a.xact_start) OPERATOR(pg_catalog.*) 1000000)::pg_catalog.int8,` +
-	` (EXTRACT(epoch FROM a.query_start) OPERATOR(pg_catalog.*) 1000000)::pg_catalog.int8`
-
-// scan returns where to scan the columns, and what sets the times after that.
-func (b *Backend) scan() (dest []any, set func()) {
-	times := make([]sql.NullInt64, 3)
-	at := func(t sql.NullInt64) time.Time {
-		if !t.Valid {
-			return time.Time{}
-		}
-		return time.UnixMicro(t.Int64)
-	}
-	return []any{&b.PID, &b.ApplicationName, &b.User, &b.ClientAddr, &b.State, &b.WaitEvent, &b.Query, &times[0], &times[1], &times[2]},
-		func() { b.BackendStart, b.XactStart, b.QueryStart = at(times[0]), at(times[1]), at(times[2]) }
-}
-
 // LockHolder is a session that has an advisory lock.
 type LockHolder struct {
 	Backend
@@ -65,33 +43,19 @@ type LockHolder struct {
 // in the order of their process ids; one alone, or several that share it. Locks
 // of two int4 keys are others (the manual's 54.12, pg_locks).
 func (p *PGAdmin) LockHolders(ctx context.Context, id int64) (holders []LockHolder, err error) {
-	err = p.pool.Rows(ctx, "SELECT l.mode OPERATOR(pg_catalog.=) 'ShareLock', "+backendColumns+", l.pid"+
-		" FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid OPERATOR(pg_catalog.=) l.pid"+
-		" WHERE "+pgsql.GrantedLock(id)+" AND l.database OPERATOR(pg_catalog.=)"+
-		" (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())"+
-		" ORDER BY l.pid, l.mode",
-		func(rows *sql.Rows) error {
-			var h LockHolder
-			var pid sql.NullInt64
-			dest, set := h.scan()
-			if err := rows.Scan(append(append([]any{&h.Shared}, dest...), &pid)...); err != nil {
-				return err
-			}
-			set()
-			h.PID = int(pid.Int64)
-			if h.Since = h.XactStart; h.Since.IsZero() {
-				h.Since = h.BackendStart
-			}
-			holders = append(holders, h)
-			return nil
-		})
+	found, err := backends.Holders(ctx, p.pool.Rows, id)
 	if err != nil {
 		return nil, err
 	}
-	for i, h := range holders {
-		if since, ok := p.locks.Since(pgsql.Lock{ID: id, Shared: h.Shared}, h.PID); ok {
-			holders[i].Since, holders[i].SinceExact = since, true
+	for _, f := range found {
+		h := LockHolder{Backend: Backend(f.Backend), Shared: f.Shared, Since: f.XactStart}
+		if h.Since.IsZero() {
+			h.Since = h.BackendStart
 		}
+		if since, ok := p.locks.Since(pgsql.Lock{ID: id, Shared: h.Shared}, h.PID); ok {
+			h.Since, h.SinceExact = since, true
+		}
+		holders = append(holders, h)
 	}
 	return holders, nil
 }
@@ -124,82 +88,18 @@ func (n *BlockingNode) write(b *strings.Builder, depth int) {
 // one with the lowest process id is on top. Process id 0 is a prepared
 // transaction. The server is asked once, and locks its lock table for a moment.
 func (p *PGAdmin) BlockingTree(ctx context.Context) ([]*BlockingNode, error) {
-	var nodes []*BlockingNode
-	err := p.pool.Rows(ctx, `WITH waiting AS MATERIALIZED (SELECT l.pid, pg_catalog.pg_blocking_pids(l.pid) AS by`+
-		` FROM (SELECT DISTINCT pid FROM pg_catalog.pg_locks WHERE NOT granted) l),`+
-		` involved AS (SELECT pid FROM waiting UNION SELECT pg_catalog.unnest(by) FROM waiting)`+
-		` SELECT i.pid, coalesce(pg_catalog.array_to_string(w.by, ','::pg_catalog.text), ''), `+backendColumns+
-		` FROM involved i LEFT JOIN waiting w ON w.pid OPERATOR(pg_catalog.=) i.pid`+
-		` LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid OPERATOR(pg_catalog.=) i.pid ORDER BY i.pid`,
-		func(rows *sql.Rows) error {
-			n := new(BlockingNode)
-			var pid int
-			var by string
-			dest, set := n.scan()
-			if err := rows.Scan(append([]any{&pid, &by}, dest...)...); err != nil {
-				return err
-			}
-			set()
-			n.PID = pid
-			if pid == 0 {
-				n.State = "prepared transaction"
-			}
-			if by != "" {
-				for _, s := range strings.Split(by, ",") {
-					blocker, err := strconv.Atoi(s)
-					if err != nil {
-						return err
-					}
-					if !slices.Contains(n.BlockedBy, blocker) { // parallel workers count for their leader
-						n.BlockedBy = append(n.BlockedBy, blocker)
-					}
-				}
-			}
-			nodes = append(nodes, n)
-			return nil
-		})
+	nodes, err := backends.Blocking(ctx, p.pool.Rows)
 	if err != nil {
 		return nil, err
 	}
-	return blockingTree(nodes), nil
+	return blockingNodes(nodes), nil
 }
 
-// blockingTree builds the tree from nodes in the order of their process ids.
-// Each has one place: as a queue blocks its later members by its earlier ones,
-// all places would be too many.
-func blockingTree(nodes []*BlockingNode) []*BlockingNode {
-	waiters := map[int][]*BlockingNode{}
-	for _, n := range nodes {
-		for _, by := range n.BlockedBy {
-			waiters[by] = append(waiters[by], n)
-		}
+func blockingNodes(from []*backends.Node) (nodes []*BlockingNode) {
+	for _, n := range from {
+		nodes = append(nodes, &BlockingNode{Backend(n.Backend), n.BlockedBy, blockingNodes(n.Blocks)})
 	}
-	var roots []*BlockingNode
-	placed := map[*BlockingNode]bool{}
-	place := func(root *BlockingNode) {
-		roots = append(roots, root)
-		placed[root] = true
-		for queue := []*BlockingNode{root}; len(queue) > 0; queue = queue[1:] {
-			for _, w := range waiters[queue[0].PID] {
-				if !placed[w] {
-					placed[w] = true
-					queue[0].Blocks = append(queue[0].Blocks, w)
-					queue = append(queue, w)
-				}
-			}
-		}
-	}
-	for _, n := range nodes {
-		if len(n.BlockedBy) == 0 && len(waiters[n.PID]) > 0 {
-			place(n)
-		}
-	}
-	for _, n := range nodes { // circles, and what has ended meanwhile
-		if !placed[n] && len(n.BlockedBy) > 0 {
-			place(n)
-		}
-	}
-	return roots
+	return nodes
 }
 
 // Terminate ends a backend (the manual's 9.28.2, pg_terminate_backend), and
