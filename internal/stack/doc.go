@@ -56,7 +56,7 @@
 // # Where a goroutine is
 //
 // [G.Look] tells what another goroutine does, and the frames and the reason if it waits ([View]), without
-// stopping it, in 50 to 100 ns: for a holder of a connection that does not give it back. [Site.Fate] tells
+// stopping it, in 100 to 200 ns: for a holder of a connection that does not give it back. [Site.Fate] tells
 // from that whether the call that took the connection has returned.
 //
 // # Memory
