@@ -63,6 +63,7 @@
 //
 // A site takes 1 to 1.3 kB: its histogram and the rest 640 B, the program counters up to 256 B or a
 // little more, the return addresses up to 256 B, its fingerprint and two slots of the table 56 B. Once
-// Frames was called, 40 B a frame come on top. [SetMaxSites] caps the number, 16,384 by default (20 MB); paths first seen above the cap share
-// the site [Other]. Nothing is ever freed: a path that was taken once is apt to be taken again.
+// Frames was called, 40 B a frame come on top. [SetMaxSites] caps the number, 16,384 by default (20 MB);
+// paths first seen above the cap share the site [Other]. Nothing is ever freed: a path that was taken
+// once is apt to be taken again.
 package stack
