@@ -56,13 +56,14 @@
 // # Where a goroutine is
 //
 // [G.Look] tells what another goroutine does, and the frames and the reason if it waits ([View]), without
-// stopping it, in 50 to 100 ns: for a holder of a connection that does not give it back. [Site.Fate] tells
+// stopping it, in 100 to 200 ns: for a holder of a connection that does not give it back. [Site.Fate] tells
 // from that whether the call that took the connection has returned.
 //
 // # Memory
 //
 // A site takes 1 to 1.3 kB: its histogram and the rest 640 B, the program counters up to 256 B or a
 // little more, the return addresses up to 256 B, its fingerprint and two slots of the table 56 B. Once
-// Frames was called, 40 B a frame come on top. [SetMaxSites] caps the number, 16,384 by default (20 MB); paths first seen above the cap share
-// the site [Other]. Nothing is ever freed: a path that was taken once is apt to be taken again.
+// Frames was called, 40 B a frame come on top. [SetMaxSites] caps the number, 16,384 by default (20 MB);
+// paths first seen above the cap share the site [Other]. Nothing is ever freed: a path that was taken
+// once is apt to be taken again.
 package stack

@@ -63,20 +63,15 @@ func TestReasons(t *testing.T) {
 			case <-other:
 			}
 		},
-		"select receive": func() {
-			select {
-			case <-c:
-			}
-		},
 		"sleep": func() {
 			for !awake.Load() {
 				time.Sleep(50 * time.Millisecond)
 			}
 		},
-		"sync.Mutex.Lock":                func() { mu.Lock(); mu.Unlock() },
-		"sync.RWMutex.RLock":             func() { rw.RLock(); rw.RUnlock() },
-		"sync.RWMutex.Lock":              func() { held.Lock(); held.Unlock() },
-		"RWMutex.Lock waits for another": func() { rw.Lock(); rw.Unlock() },
+		"sync.Mutex.Lock":                func() { pass(&mu) },
+		"sync.RWMutex.RLock":             func() { pass(rw.RLocker()) },
+		"sync.RWMutex.Lock":              func() { pass(&held) },
+		"RWMutex.Lock waits for another": func() { pass(&rw) },
 		"sync.WaitGroup.Wait":            func() { hold.Wait() },
 		"sync.Cond.Wait": func() {
 			cond.L.Lock()
@@ -105,6 +100,11 @@ func TestReasons(t *testing.T) {
 			runtime.Gosched()
 		}
 	}
+}
+
+func pass(l sync.Locker) {
+	l.Lock()
+	defer l.Unlock()
 }
 
 // dumped returns what a goroutine waits for according to a dump of all stacks.
