@@ -5,7 +5,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/baldur-go/baldur/internal/lease"
 	"github.com/baldur-go/baldur/internal/stack"
 	"github.com/baldur-go/baldur/internal/wrap"
 )
@@ -29,11 +28,9 @@ func RecordOf(dc any) (int64, driver.Conn) {
 	return wrap.RecordOf(c).ID, wrap.Inner(c)
 }
 
-// FakeSuspendGap has the machine suspended for d so far.
-func FakeSuspendGap(d time.Duration) (restore func()) {
-	f := func() time.Duration { return d }
-	lease.FakeSuspendGap.Store(&f)
-	return func() { lease.FakeSuspendGap.Store(nil) }
+// WithSuspendGap has the machine suspended for gap() so far.
+func WithSuspendGap(gap func() time.Duration) QuorumOption {
+	return func(c *quorumConfig) { c.Suspended = gap }
 }
 
 // WrongCounter has t's exact time, as the CPU's counter gives it, wrong by d, and

@@ -270,7 +270,14 @@ func TestHintOfWaiter(t *testing.T) {
 		}()
 		time.Sleep(20 * time.Second)
 		r := tr.Report()
-		if r.LeakCount() != 1 || !strings.Contains(r.String(), "Tx.Rollback; or it waits for a second connection itself") {
+		hint := "Tx.Rollback; or it waits for a second connection itself"
+		if stack.Self().Looks {
+			hint = "waits for a connection itself, at "
+			if strings.Contains(r.String(), "missing") {
+				t.Errorf("nothing is missing:\n%s", r)
+			}
+		}
+		if r.LeakCount() != 1 || !strings.Contains(r.String(), hint) {
 			t.Errorf("%s", r)
 		}
 		cancel()
@@ -278,7 +285,7 @@ func TestHintOfWaiter(t *testing.T) {
 		tx := must(db.Begin())
 		defer tx.Rollback()
 		time.Sleep(20 * time.Second)
-		if r := tr.Report(); r.LeakCount() != 1 || strings.Contains(r.String(), "second connection") {
+		if r := tr.Report(); r.LeakCount() != 1 || strings.Contains(r.String(), "connection itself") {
 			t.Errorf("nobody waits: %s", r)
 		}
 	})

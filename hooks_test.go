@@ -17,6 +17,7 @@ import (
 	"github.com/baldur-go/baldur"
 	"github.com/baldur-go/baldur/internal/hook"
 	"github.com/baldur-go/baldur/internal/pgtest"
+	"github.com/baldur-go/baldur/internal/sqlpool"
 )
 
 // events collects what hooks are called with.
@@ -267,6 +268,8 @@ func TestConnections(t *testing.T) {
 			defer db.Close()
 			if known {
 				tr = baldur.TrackerOf(db)
+			} else { // nor is it found by the first connect
+				defer sqlpool.Disable(sqlpool.OwnStack)()
 			}
 			want := func(idle, used int) {
 				t.Helper()

@@ -40,11 +40,6 @@ type PGAdminProvider interface {
 	Session(ctx context.Context) (*Session, error)
 	CreateCursor(ctx context.Context) (*Cursor, error)
 
-	LockHolders(ctx context.Context, id int64) ([]LockHolder, error)
-	BlockingTree(ctx context.Context) ([]*BlockingNode, error)
-	Terminate(ctx context.Context, pid int) (bool, error)
-	Cancel(ctx context.Context, pid int) (bool, error)
-
 	Close() error
 }
 
@@ -188,84 +183,44 @@ func (p *PGAdmin) ActiveConnectionCount(ctx context.Context) (int, error) {
 	return s.Active, err
 }
 
-// NoopPGAdmin is the PGAdminProvider where there is no PostgreSQL. It is not
-// available, reads give zero values, locks are not acquired, and the rest does
-// nothing. The functions given to its With… methods are called all the same, with
+// NoopPGAdmin is the PGAdminProvider where there is no PostgreSQL. It is not available, reads give zero values, locks are not acquired, and the rest does
+// nothing, at once. The functions given to its With… methods are called all the same, with
 // acquired false, a Session that does nothing and whose queries fail, and a nil
-// *sql.Tx. The zero value is ready.
+// *sql.Tx. The queries of its Cursor fail, too. The zero value is ready.
 type NoopPGAdmin struct{}
 
 var _ PGAdminProvider = NoopPGAdmin{}
 
-// IsAvailable returns false.
-func (NoopPGAdmin) IsAvailable() bool { return false }
+// What each of them does, the type's comment says.
 
-// Ping does nothing.
+func (NoopPGAdmin) IsAvailable() bool          { return false }
 func (NoopPGAdmin) Ping(context.Context) error { return nil }
-
-// ConnectionStats returns zeros.
 func (NoopPGAdmin) ConnectionStats(context.Context) (ConnectionStats, error) {
 	return ConnectionStats{}, nil
 }
-
-// ActiveConnectionCount returns 0.
 func (NoopPGAdmin) ActiveConnectionCount(context.Context) (int, error) { return 0, nil }
-
-// AcquireAdvisoryLock returns false.
 func (NoopPGAdmin) AcquireAdvisoryLock(context.Context, int64, bool) (bool, error) {
 	return false, nil
 }
-
-// AcquireAdvisoryLockShared returns false.
 func (NoopPGAdmin) AcquireAdvisoryLockShared(context.Context, int64, bool) (bool, error) {
 	return false, nil
 }
-
-// TryAdvisoryLock returns false.
-func (NoopPGAdmin) TryAdvisoryLock(context.Context, int64) (bool, error) { return false, nil }
-
-// ReleaseAdvisoryLock returns false.
+func (NoopPGAdmin) TryAdvisoryLock(context.Context, int64) (bool, error)     { return false, nil }
 func (NoopPGAdmin) ReleaseAdvisoryLock(context.Context, int64) (bool, error) { return false, nil }
-
-// ReleaseAdvisoryLockShared returns false.
 func (NoopPGAdmin) ReleaseAdvisoryLockShared(context.Context, int64) (bool, error) {
 	return false, nil
 }
-
-// WithAdvisoryLock calls f, with acquired false.
 func (NoopPGAdmin) WithAdvisoryLock(ctx context.Context, _ int64, _ LockOptions, f func(context.Context, *Session, bool) error) error {
 	return f(ctx, new(Session), false)
 }
-
-// WithTxAdvisoryLock calls f, with a nil tx and acquired false.
 func (NoopPGAdmin) WithTxAdvisoryLock(ctx context.Context, _ int64, _ LockOptions, f func(context.Context, *sql.Tx, bool) error) error {
 	return f(ctx, nil, false)
 }
-
-// WithTimeouts calls f.
 func (NoopPGAdmin) WithTimeouts(ctx context.Context, _, _ time.Duration, f func(context.Context, *Session) error) error {
 	return f(ctx, new(Session))
 }
-
-// Session returns one that does nothing.
 func (NoopPGAdmin) Session(context.Context) (*Session, error) { return new(Session), nil }
-
-// CreateCursor returns one whose queries fail.
 func (NoopPGAdmin) CreateCursor(context.Context) (*Cursor, error) {
 	return new(Cursor), nil
 }
-
-// LockHolders returns none.
-func (NoopPGAdmin) LockHolders(context.Context, int64) ([]LockHolder, error) { return nil, nil }
-
-// BlockingTree returns none.
-func (NoopPGAdmin) BlockingTree(context.Context) ([]*BlockingNode, error) { return nil, nil }
-
-// Terminate returns false.
-func (NoopPGAdmin) Terminate(context.Context, int) (bool, error) { return false, nil }
-
-// Cancel returns false.
-func (NoopPGAdmin) Cancel(context.Context, int) (bool, error) { return false, nil }
-
-// Close does nothing.
 func (NoopPGAdmin) Close() error { return nil }

@@ -87,6 +87,7 @@ func TestCase7Bouncer(t *testing.T) {
 // TestCase13Bouncer (lease.md, case 13): Timeout bounds the wait for a connection of the pool, for
 // one of PgBouncer's, and for the lock; a statement_timeout ends no wait.
 func TestCase13Bouncer(t *testing.T) {
+	t.Parallel()
 	bouncers(t, func(t *testing.T, via bouncer) {
 		t.Parallel()
 		t.Run("the pool's", func(t *testing.T) {
@@ -149,6 +150,7 @@ func TestCase13Bouncer(t *testing.T) {
 // session beneath PgBouncer's. In transaction mode there is no lock of a session to be lost, and
 // what was done under that of a transaction is not committed when it is.
 func TestCase14Bouncer(t *testing.T) {
+	t.Parallel()
 	bouncers(t, func(t *testing.T, via bouncer) {
 		t.Parallel()
 		killer := must(sql.Open("postgres", via.direct))

@@ -182,6 +182,7 @@ func testBounds(t *testing.T, admin *baldur.PGAdmin) {
 // TestCase14Lost (lease.md, case 14): who holds a lock learns of its loss while it
 // works, by the socket or by asking.
 func TestCase14Lost(t *testing.T) {
+	t.Parallel()
 	for name, open := range drivers {
 		for _, path := range paths {
 			if !path.session {

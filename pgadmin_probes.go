@@ -129,22 +129,11 @@ func (p *PGAdmin) ExecuteTimeoutQuery(ctx context.Context, timeout, sleep time.D
 	return tx.Ask(ctx, pgsession.Request{Query: "SELECT pg_catalog.pg_sleep(" + s + ")::pg_catalog.text"}, new(string))
 }
 
-// Sleep does nothing, at once.
-func (NoopPGAdmin) Sleep(context.Context, time.Duration) error { return nil }
-
-// ExecuteSlowQuery does nothing, at once.
-func (NoopPGAdmin) ExecuteSlowQuery(context.Context, time.Duration) error { return nil }
-
-// BackendPIDWithDelay returns 0, at once.
+func (NoopPGAdmin) Sleep(context.Context, time.Duration) error                      { return nil }
+func (NoopPGAdmin) ExecuteSlowQuery(context.Context, time.Duration) error           { return nil }
 func (NoopPGAdmin) BackendPIDWithDelay(context.Context, time.Duration) (int, error) { return 0, nil }
-
-// ExecuteAggregateQuery returns zeros.
 func (NoopPGAdmin) ExecuteAggregateQuery(context.Context, string) (Aggregate, error) {
 	return Aggregate{}, nil
 }
-
-// ExecuteNonexistentTableQuery does nothing.
-func (NoopPGAdmin) ExecuteNonexistentTableQuery(context.Context) error { return nil }
-
-// ExecuteTimeoutQuery does nothing, at once.
+func (NoopPGAdmin) ExecuteNonexistentTableQuery(context.Context) error              { return nil }
 func (NoopPGAdmin) ExecuteTimeoutQuery(_ context.Context, _, _ time.Duration) error { return nil }

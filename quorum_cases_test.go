@@ -1132,6 +1132,7 @@ func (w wreck) refusedFor(t testing.TB, adm *sql.DB, table, what string, err err
 // TestForeignLeaseTable: a lease table that is not the application's, or that has
 // code in it, is refused by name, at every connect and by MigrateQuorum.
 func TestForeignLeaseTable(t *testing.T) {
+	t.Parallel()
 	for _, w := range wrecks("region", "ttl_ms") {
 		t.Run(w.name, func(t *testing.T) {
 			t.Parallel()
@@ -1143,14 +1144,14 @@ func TestForeignLeaseTable(t *testing.T) {
 			evil, _ := newRole(t, adm, dsn, "evil", "")
 			evilFunctions(t, adm, evil)
 			grantLease(t, adm, table, role)
-			q := newQuorum(t, openPool(t, withParams(t, as, "application_name", "lease a")), "a", baldur.WithLeaseTTL(shortTTL))
+			q := newQuorum(t, openPool(t, withParams(t, as, "application_name", "lease a")), "a", baldur.WithLeaseTTL(10*shortTTL))
 			mustAcquire(t, q)
 			if err := q.ReleaseLease(ctx); err != nil {
 				t.Fatal(err)
 			}
 			w.wreck(t, adm, table, evil)
 			mustExec(t, adm, "SELECT setval('public.ran', 1, false)") // what was there is checked by the ALTER
-			fresh := newQuorum(t, openPool(t, as), "b", baldur.WithLeaseTTL(shortTTL), baldur.WithLeaseName("another row"))
+			fresh := newQuorum(t, openPool(t, as), "b", baldur.WithLeaseTTL(10*shortTTL), baldur.WithLeaseName("another row"))
 			ok, err := fresh.TryAcquirePrimary(ctx)
 			w.refusedFor(t, adm, table, "TryAcquirePrimary", err)
 			if (ok || fresh.IsPrimary()) && !(w.mended && whole(t, adm, table)) {
@@ -1174,6 +1175,7 @@ func TestForeignLeaseTable(t *testing.T) {
 
 // TestForeignFenceTable is the same of the fence's.
 func TestForeignFenceTable(t *testing.T) {
+	t.Parallel()
 	for _, w := range wrecks("name", "epoch") {
 		t.Run(w.name, func(t *testing.T) {
 			t.Parallel()
@@ -1429,10 +1431,10 @@ func TestForeignAdvisoryLocks(t *testing.T) {
 		t.Error(err)
 	}
 	soon(t, "a successor", 6*shortTTL, b.IsPrimary)
-	told := log.String() + b.Stats().LastError
-	if !strings.Contains(told, strconv.Itoa(pid)) || !strings.Contains(told, evil) {
-		t.Errorf("who holds the lock (process %d, role %s) is not said", pid, evil)
-	}
+	soon(t, fmt.Sprintf("who holds the lock (process %d, role %s)", pid, evil), 6*shortTTL, func() bool { // it is logged aside
+		told := log.String() + b.Stats().LastError
+		return strings.Contains(told, strconv.Itoa(pid)) && strings.Contains(told, evil)
+	})
 }
 
 // withDatabaseOf is a DSN with the database of another.

@@ -69,7 +69,6 @@ func TestQuorumOptions(t *testing.T) {
 		{"a", []baldur.QuorumOption{baldur.WithRenewInterval(3001 * time.Millisecond)}, "renew <= (TTL-margin)/3"},
 		{"a", []baldur.QuorumOption{baldur.WithRenewInterval(0)}, "renew"},
 		{"a", []baldur.QuorumOption{baldur.WithAttemptTimeout(2251 * time.Millisecond)}, "attempt <= (TTL-margin)/4"},
-		{"a", []baldur.QuorumOption{baldur.WithLeaseJitter(0.6)}, "jitter"},
 		{"a", []baldur.QuorumOption{baldur.WithFenceKill(2 * time.Second)}, "less than the attempt timeout"},
 		{"a", []baldur.QuorumOption{baldur.WithFenceIdleTimeout(-2)}, "idle"},
 		{"a", []baldur.QuorumOption{baldur.WithFenceIdleTimeout(30 * 24 * time.Hour)}, "idle"},
@@ -435,13 +434,14 @@ func TestQuorumPoolClosed(t *testing.T) {
 // TestQuorumSuspended: a machine that wakes up is primary no more.
 func TestQuorumSuspended(t *testing.T) {
 	ctx := testCtx(t)
-	q := newQuorum(t, openPool(t, pgtest.DSN(t)), "a")
+	var gap atomic.Int64
+	q := newQuorum(t, openPool(t, pgtest.DSN(t)), "a", baldur.WithSuspendGap(func() time.Duration { return time.Duration(gap.Load()) }))
 	mustAcquire(t, q)
 	held, err := q.PrimaryContext(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer baldur.FakeSuspendGap(time.Hour)()
+	gap.Store(int64(time.Hour))
 	<-held.Done()
 	var lost *baldur.LeaseLostError
 	if !errors.As(context.Cause(held), &lost) || lost.Reason != baldur.LossSuspended {
@@ -457,11 +457,11 @@ func TestQuorumSuspended(t *testing.T) {
 // its reply, which no clock that stops meanwhile can tell.
 func TestQuorumSuspendedTaking(t *testing.T) {
 	dsn, proxy := pgtest.Proxy(t)
-	q := newQuorum(t, openPool(t, dsn), "a")
-	defer baldur.FakeSuspendGap(0)()
+	var gap atomic.Int64
+	q := newQuorum(t, openPool(t, dsn), "a", baldur.WithSuspendGap(func() time.Duration { return time.Duration(gap.Load()) }))
 	proxy.OnData(func(d faultproxy.Direction, data []byte) {
 		if d == faultproxy.ToServer && bytes.Contains(data, []byte("acquired_at = ")) {
-			baldur.FakeSuspendGap(time.Hour)
+			gap.Store(int64(time.Hour))
 		}
 	})
 	ok, err := q.TryAcquirePrimary(testCtx(t))

@@ -49,7 +49,7 @@ func (q *PGQuorum) RequirePrimary(ctx context.Context, tx *sql.Tx) (epoch int64,
 	if err != nil {
 		return 0, err
 	}
-	g, err := leasepg.GuardLease(ctx, tx, table, q.cfg.name, q.elector.ID(), b.Epoch, q.cfg.idleTimeout)
+	g, err := leasepg.GuardLease(ctx, tx, table, q.cfg.Name, q.elector.ID(), b.Epoch, q.cfg.FenceIdle)
 	code, _ := pqconn.SQLState(err)
 	switch {
 	case err == nil && g.Held:
@@ -130,7 +130,7 @@ func (q *PGQuorum) FenceCTE() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return leasepg.FenceCTE(table, q.cfg.name, q.elector.ID(), b.Epoch), nil
+	return leasepg.FenceCTE(table, q.cfg.Name, q.elector.ID(), b.Epoch), nil
 }
 
 // InTx calls f in a transaction of the quorum's pool that [PGQuorum.RequirePrimary] guards, and
@@ -147,42 +147,22 @@ func (q *PGQuorum) InTx(ctx context.Context, opts *sql.TxOptions, f func(tx *sql
 		q.rejected()
 		return ErrNotPrimary
 	}
-	conn, tx, err := beginClean(ctx, q.db, opts)
+	tx, err := pgsession.BeginTx(ctx, q.db, opts)
 	if err != nil {
 		return fmt.Errorf("baldur: InTx: begin: %w", err)
 	}
-	defer func() { _ = conn.Close() }()
-	defer func() { _ = tx.Rollback() }()
-	epoch, err := q.RequirePrimary(ctx, tx)
+	defer tx.End()
+	epoch, err := q.RequirePrimary(ctx, tx.Tx)
 	if err != nil {
 		return err
 	}
-	if err := f(tx, epoch); err != nil {
+	if err := f(tx.Tx, epoch); err != nil {
 		return err
 	}
 	if ctx.Err() != nil { // not sent yet
 		return context.Cause(ctx)
 	}
 	return commitError(tx.Commit())
-}
-
-// beginClean begins a transaction on a connection that was in none. One that has died in the pool is
-// replaced, as by sql.DB.BeginTx.
-func beginClean(ctx context.Context, db *sql.DB, opts *sql.TxOptions) (*sql.Conn, *sql.Tx, error) {
-	for left := pgsession.Takes(db); ; left-- {
-		conn, err := pgsession.Take(ctx, db)
-		if err != nil {
-			return nil, nil, err
-		}
-		tx, err := conn.BeginTx(ctx, opts)
-		if err == nil {
-			return conn, tx, nil
-		}
-		_ = conn.Close()
-		if !pgsession.IsBad(err) || ctx.Err() != nil || left <= 1 {
-			return nil, nil, err
-		}
-	}
 }
 
 // pgxCommitRolledBack is pgx.ErrTxCommitRollback, where f has dropped an error.
@@ -240,7 +220,7 @@ func (q *PGQuorum) SealEpoch(ctx context.Context, db *sql.DB) (*Seal, error) {
 		if ctx.Err() != nil {
 			return nil, fmt.Errorf("baldur: SealEpoch: %w", errors.Join(context.Cause(ctx), err))
 		}
-		seal.table, top, again, err = leasepg.Seal(ctx, leasePool(db), q.cfg.witness(), t.Epoch)
+		seal.table, top, again, err = leasepg.Seal(ctx, leasePool(db), q.cfg.Config, t.Epoch)
 	}
 	switch {
 	case err != nil && ctx.Err() != nil:
@@ -269,7 +249,7 @@ func (s *Seal) Require(ctx context.Context, tx *sql.Tx) (epoch int64, err error)
 		return 0, ErrNotPrimary
 	}
 	epoch = s.term.Epoch
-	g, err := leasepg.GuardSeal(ctx, tx, s.table, s.q.cfg.name, epoch)
+	g, err := leasepg.GuardSeal(ctx, tx, s.table, s.q.cfg.Name, epoch)
 	switch {
 	case err != nil:
 		return 0, err

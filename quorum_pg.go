@@ -12,10 +12,10 @@ import (
 	"sync"
 	"time"
 
+	"github.com/baldur-go/baldur/internal/aside"
 	"github.com/baldur-go/baldur/internal/lease"
 	"github.com/baldur-go/baldur/internal/leasepg"
 	"github.com/baldur-go/baldur/internal/pqconn"
-	"github.com/baldur-go/baldur/internal/stack"
 )
 
 // PGQuorum is a [QuorumWitness] on PostgreSQL: a lease kept in a row of the table
@@ -103,7 +103,7 @@ type PGQuorum struct {
 	watchers map[chan QuorumEvent]bool
 	told     QuorumEvent // the last one; State "": none yet
 	stats    QuorumStats // the counts, and LastError
-	calls    callQueue
+	calls    aside.Queue
 }
 
 var _ QuorumWitness = (*PGQuorum)(nil)
@@ -122,15 +122,13 @@ func NewPGQuorum(db *sql.DB, region string, opts ...QuorumOption) (*PGQuorum, er
 	if t == nil {
 		return nil, fmt.Errorf("baldur: NewPGQuorum: %w", leasepg.ErrNotOurs)
 	}
-	q := &PGQuorum{cfg: cfg, t: t, db: db, witness: leasepg.New(cfg.witness(), leasePool(db)), watchers: map[chan QuorumEvent]bool{}}
+	cfg.Gone = t.whenClosed
+	q := &PGQuorum{cfg: cfg, t: t, db: db, witness: leasepg.New(cfg.Config, leasePool(db)), watchers: map[chan QuorumEvent]bool{}}
 	q.stats.Losses = map[LossReason]int64{}
 	for _, r := range lossReasons {
 		q.stats.Losses[r] = 0
 	}
-	q.elector = lease.New(lease.Config{
-		Name: cfg.name, TTL: cfg.ttl, Margin: cfg.margin, Renew: cfg.renew, Attempt: cfg.attempt, Jitter: cfg.jitter,
-		Clock: cfg.clock, Gone: t.whenClosed,
-	}, q.witness, q.witness, quorumObserver{q})
+	q.elector = lease.New(cfg.Config.Config, q.witness, q.witness, quorumObserver{q})
 	return q, nil
 }
 
@@ -170,7 +168,7 @@ func MigrateQuorum(ctx context.Context, db *sql.DB, opts ...QuorumOption) error 
 	}
 	cfg, err := newQuorumConfig(anyRegion, opts)
 	if err == nil {
-		err = leasepg.Migrate(ctx, leasePool(db), cfg.witness())
+		err = leasepg.Migrate(ctx, leasePool(db), cfg.Config)
 	}
 	if err != nil {
 		return fmt.Errorf("baldur: MigrateQuorum: %w", err)
@@ -187,7 +185,7 @@ func LeaseTable(ctx context.Context, db *sql.DB, opts ...QuorumOption) (name str
 	}
 	cfg, err := newQuorumConfig(anyRegion, opts)
 	if err == nil {
-		name, err = leasepg.FindTable(ctx, leasePool(db), cfg.witness())
+		name, err = leasepg.FindTable(ctx, leasePool(db), cfg.Config)
 	}
 	if err != nil {
 		return "", fmt.Errorf("baldur: LeaseTable: %w", err)
@@ -213,7 +211,7 @@ func MoveLeaseTable(ctx context.Context, db *sql.DB, to string, opts ...QuorumOp
 	}
 	cfg, err := newQuorumConfig(anyRegion, opts)
 	if err == nil {
-		err = leasepg.Move(ctx, leasePool(db), cfg.witness(), to)
+		err = leasepg.Move(ctx, leasePool(db), cfg.Config, to)
 	}
 	if err != nil {
 		return fmt.Errorf("baldur: MoveLeaseTable: %w", err)
@@ -288,7 +286,7 @@ func (q *PGQuorum) Lease() (QuorumLease, bool) {
 }
 
 func (q *PGQuorum) leaseOf(b *lease.Belief) QuorumLease {
-	return QuorumLease{Region: q.cfg.region, LeaseID: q.elector.ID(), AcquiredAt: b.Began, ExpiresAt: b.Expires, Epoch: b.Epoch}
+	return QuorumLease{Region: q.cfg.Region, LeaseID: q.elector.ID(), AcquiredAt: b.Began, ExpiresAt: b.Expires, Epoch: b.Epoch}
 }
 
 // PrimaryContext returns a context that ends when this process stops being primary, at
@@ -342,9 +340,12 @@ func (q *PGQuorum) StopAutoRenew() { q.stopAutoRenew(false) }
 // already.
 func (q *PGQuorum) stopAutoRenew(release bool) {
 	q.elector.Stop(release)
-	q.calls.drain(0)
-	q.cfg.logs.drain(logsWait)
+	q.calls.Drain(0)
+	q.cfg.logs.Drain(logsWait)
 }
+
+// logsWait is for how long Close and StopAutoRenew wait for the logger.
+const logsWait = time.Second
 
 // Close is StopAutoRenew for good. It also ends the channels of Watch, releases what
 // TryAcquirePrimary has got, and gives the connection up. Calls that wait for the
@@ -355,8 +356,8 @@ func (q *PGQuorum) Close() error {
 	q.dropWatchersLocked()
 	q.mu.Unlock()
 	err := q.elector.Close()
-	q.calls.drain(0)
-	q.cfg.logs.drain(logsWait)
+	q.calls.Drain(0)
+	q.cfg.logs.Drain(logsWait)
 	return quorumError(err)
 }
 
@@ -398,7 +399,7 @@ func (q *PGQuorum) Run(ctx context.Context, f func(ctx context.Context) error) e
 			return quorumError(closed)
 		}
 		if err != nil {
-			q.cfg.log.Warn("baldur: the work of a primary has ended after its lease was lost", "lease", q.cfg.name, "cause", context.Cause(primary), "error", err)
+			q.cfg.Log.Warn("baldur: the work of a primary has ended after its lease was lost", "lease", q.cfg.Name, "cause", context.Cause(primary), "error", err)
 		}
 	}
 }
@@ -463,7 +464,7 @@ func (q *PGQuorum) Stats() QuorumStats {
 	s.Losses = maps.Clone(s.Losses)
 	s.Holder = q.told
 	q.mu.Unlock()
-	s.CheckedAt, s.Lease, s.Region, s.ClockGap = time.Now(), q.cfg.name, q.cfg.region, gap
+	s.CheckedAt, s.Lease, s.Region, s.ClockGap = time.Now(), q.cfg.Name, q.cfg.Region, gap
 	s.BackendPID = q.witness.PID()
 	if b != nil { // as IsPrimary
 		s.IsPrimary, s.Epoch, s.Remaining = true, b.Epoch, remaining
@@ -485,7 +486,7 @@ func (q quorumObserver) Began(b *lease.Belief, waited time.Duration) {
 	q.log(slog.LevelInfo, "baldur: this process is primary", "epoch", b.Epoch)
 	if f := q.cfg.onAcquired; f != nil {
 		l := q.leaseOf(b)
-		q.calls.add(func() { f(l) })
+		q.calls.Add(func() { f(l) })
 	}
 }
 
@@ -499,19 +500,19 @@ func (q quorumObserver) Lost(b *lease.Belief, r lease.Reason) {
 	}
 	if f := q.cfg.onLost; f != nil {
 		l := q.leaseOf(b)
-		q.calls.add(func() { f(l, reason) })
+		q.calls.Add(func() { f(l, reason) })
 	}
 }
 
 func (q quorumObserver) log(level slog.Level, msg string, args ...any) {
-	q.cfg.log.Log(context.Background(), level, msg, append([]any{"lease", q.cfg.name, "region", q.cfg.region}, args...)...)
+	q.cfg.Log.Log(context.Background(), level, msg, append([]any{"lease", q.cfg.Name, "region", q.cfg.Region}, args...)...)
 }
 
 // Heard sends the state of the row to the watchers, if it has changed.
 func (q quorumObserver) Heard(row lease.Row, state lease.State, failedOver bool) {
 	if failedOver {
-		q.cfg.log.Warn("baldur: the witness has failed over, or its data was restored: until someone takes the lease, nobody does before a TTL has passed",
-			"lease", q.cfg.name, "system", row.Witness.System, "timeline", row.Witness.Timeline)
+		q.cfg.Log.Warn("baldur: the witness has failed over, or its data was restored: until someone takes the lease, nobody does before a TTL has passed",
+			"lease", q.cfg.Name, "system", row.Witness.System, "timeline", row.Witness.Timeline)
 	}
 	e := QuorumEvent{
 		State: leaseStates[state],
@@ -554,7 +555,7 @@ func (q quorumObserver) Failed(request string, err error) {
 		}
 		s.LastError = err.Error()
 	})
-	q.cfg.log.Warn("baldur: the witness has not granted a request", "lease", q.cfg.name, "request", request, "unknown", !lease.IsRefusal(err), "error", err)
+	q.cfg.Log.Warn("baldur: the witness has not granted a request", "lease", q.cfg.Name, "request", request, "unknown", !lease.IsRefusal(err), "error", err)
 }
 
 // InUse has the tracker list the quorum, or not.
@@ -574,7 +575,7 @@ func (q quorumObserver) Ended() {
 	q.mu.Lock()
 	q.dropWatchersLocked()
 	q.mu.Unlock()
-	q.cfg.log.Info("baldur: the pool is closed; the lease is released", "lease", q.cfg.name)
+	q.cfg.Log.Info("baldur: the pool is closed; the lease is released", "lease", q.cfg.Name)
 }
 
 // What the elector's values are for people: these, quorumError and lossOf are the only
@@ -603,92 +604,5 @@ func (q *PGQuorum) lossOf(t *lease.Term) error {
 	if !errors.As(context.Cause(t.Context()), &lost) {
 		return nil
 	}
-	return &LeaseLostError{q.cfg.name, lost.Epoch, lossReasons[lost.Reason]}
-}
-
-// callQueue calls functions one at a time, in order, on a goroutine that exists
-// only while there are any.
-type callQueue struct {
-	mu      sync.Mutex // guards the fields below
-	queue   []func()
-	running chan struct{} // closed when the goroutine ends; nil: there is none
-	g       stack.G       // that goroutine
-}
-
-func (c *callQueue) add(f func()) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.queue = append(c.queue, f)
-	if c.running == nil {
-		c.running = make(chan struct{})
-		go c.run(c.running)
-	}
-}
-
-func (c *callQueue) run(done chan struct{}) {
-	defer close(done)
-	for {
-		c.mu.Lock()
-		c.g = stack.CurrentG()
-		if len(c.queue) == 0 {
-			c.running, c.g = nil, stack.G{}
-			c.mu.Unlock()
-			return
-		}
-		f := c.queue[0]
-		c.queue = c.queue[1:]
-		c.mu.Unlock()
-		f()
-	}
-}
-
-// drain waits until all has been called, but not for the call that it is itself in, and
-// no longer than limit, if that is not 0.
-func (c *callQueue) drain(limit time.Duration) {
-	c.mu.Lock()
-	running, own := c.running, c.g == stack.CurrentG()
-	c.mu.Unlock()
-	if running == nil || own {
-		return
-	}
-	var over <-chan time.Time
-	if limit > 0 {
-		timer := time.NewTimer(limit)
-		defer timer.Stop()
-		over = timer.C
-	}
-	select {
-	case <-running:
-	case <-over:
-	}
-}
-
-// logQueue is a handler that has another one called aside, in order: a handler may block,
-// panic, or call the quorum back, and no renewal waits for that.
-type logQueue struct {
-	slog.Handler
-	calls *callQueue
-}
-
-const (
-	logsKept = 1000        // that wait for a handler; more are dropped
-	logsWait = time.Second // for how long Close and StopAutoRenew wait for them
-)
-
-func (l logQueue) Enabled(context.Context, slog.Level) bool { return true }
-
-func (l logQueue) Handle(ctx context.Context, r slog.Record) error {
-	r = r.Clone()
-	l.calls.mu.Lock()
-	full := len(l.calls.queue) >= logsKept
-	l.calls.mu.Unlock()
-	if !full {
-		l.calls.add(func() {
-			defer func() { _ = recover() }() // it has nobody to tell
-			if l.Handler.Enabled(ctx, r.Level) {
-				_ = l.Handler.Handle(ctx, r)
-			}
-		})
-	}
-	return nil
+	return &LeaseLostError{q.cfg.Name, lost.Epoch, lossReasons[lost.Reason]}
 }

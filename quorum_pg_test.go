@@ -336,6 +336,7 @@ func TestQuorumNames(t *testing.T) {
 				do("ReleaseLease", a.ReleaseLease(ctx))
 				_, err = b.AwaitPrimary(ctx)
 				do("AwaitPrimary", err)
+				do("Close", a.Close()) // or it would be a candidate again
 				do("Close", b.Close())
 				do("MoveLeaseTable", baldur.MoveLeaseTable(ctx, db, "public.leases"))
 				if name, err := baldur.LeaseTable(ctx, db, baldur.WithLeaseTable("public.leases")); name != "public.leases" {

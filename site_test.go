@@ -16,6 +16,7 @@ import (
 // TestSites: every way of taking a connection is named by its line, whatever the
 // compiler has inlined and renamed by it. See testdata/sites.
 func TestSites(t *testing.T) {
+	t.Parallel()
 	if testing.Short() {
 		t.Skip("builds programs, the standard library included")
 	}

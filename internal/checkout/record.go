@@ -219,16 +219,6 @@ func (r *Record) enter(ctx context.Context) {
 	r.touch()
 }
 
-// LimitCloses has ctx limit the closings that follow, beside the grace.
-func (r *Record) LimitCloses(ctx context.Context) {
-	if r.Sock == nil {
-		return
-	}
-	r.mu.Lock()
-	r.done, r.seen = ctx.Done(), 0
-	r.mu.Unlock()
-}
-
 // sameString tells whether two strings share their bytes, for a fraction of the time
 // that it takes to compare them. A program's queries are mostly constants.
 func sameString(a, b string) bool {

@@ -38,7 +38,7 @@ type User struct {
 // that is not among its users yet.
 //
 // A pool all of whose holders have exited is none: that is a leak, or the handles are in
-// somebody's else hands. Nor is one that waits only for such a pool.
+// somebody else's hands. Nor is one that waits only for such a pool.
 type Deadlock[P comparable] struct {
 	Pools   []P       // in the order of the pools given
 	Held    []Held[P] // the holders, in the order given

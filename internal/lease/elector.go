@@ -42,8 +42,7 @@ const (
 	firstBackoff = 50 * time.Millisecond
 )
 
-// Config configures an Elector, which does not check it: see WithLeaseTTL and the
-// options beside it for the inequalities that must hold.
+// Config configures an Elector, which does not check it: see Check.
 type Config struct {
 	Name    string        // of the lease, for errors
 	TTL     time.Duration // how long a lease lasts that is not renewed
@@ -52,13 +51,36 @@ type Config struct {
 	Attempt time.Duration // of a request
 	Jitter  float64       // fraction by which intervals vary, up or down
 
-	Clock func() time.Duration   // nil: the monotonic clock of package time
-	Gone  func() <-chan struct{} // returns what is closed when the witness is not to be used any more
+	Clock     func() time.Duration   // nil: the monotonic clock of package time
+	Suspended func() time.Duration   // for how long the machine has been suspended so far; nil: as it says itself
+	Gone      func() <-chan struct{} // returns what is closed when the witness is not to be used any more
 }
 
 // belief is for how long after the sending of a request its success lets the holder
 // believe: D_H in the proof.
 func (c *Config) belief() time.Duration { return c.TTL - c.Margin }
+
+// Check returns an error that names the option and the inequality that does not hold.
+func (c *Config) Check() error {
+	least := time.Duration(float64(c.TTL) * 2 * ClockDrift / (1 + ClockDrift))
+	switch {
+	case c.TTL < MinTTL || c.TTL > MaxTTL:
+		return fmt.Errorf("TTL (WithLeaseTTL) is %v; it must be from %v to %v", c.TTL, MinTTL, MaxTTL)
+	case c.TTL%time.Millisecond != 0:
+		return fmt.Errorf("TTL (WithLeaseTTL) is %v; it must be whole milliseconds, as the table has it", c.TTL)
+	case c.Margin < least:
+		return fmt.Errorf("safety margin (WithSafetyMargin) is %v; it must be at least %v, which is what two clocks may drift apart in a TTL of %v: margin >= TTL*2ρ/(1+ρ) with ρ = %v", c.Margin, least, c.TTL, ClockDrift)
+	case c.Margin >= c.TTL/2:
+		return fmt.Errorf("safety margin (WithSafetyMargin) is %v; it must be less than half of the TTL of %v: margin < TTL/2", c.Margin, c.TTL)
+	case c.Renew <= 0 || c.Renew > c.belief()/3:
+		return fmt.Errorf("renew interval (WithRenewInterval) is %v; it must be above 0 and at most %v: renew <= (TTL-margin)/3", c.Renew, c.belief()/3)
+	case c.Attempt <= 0 || c.Attempt > c.belief()/4:
+		return fmt.Errorf("attempt timeout (WithAttemptTimeout) is %v; it must be above 0 and at most %v: attempt <= (TTL-margin)/4", c.Attempt, c.belief()/4)
+	case !(c.Jitter >= 0 && c.Jitter <= 0.5):
+		return fmt.Errorf("jitter is %v; it must be from 0 to 0.5", c.Jitter)
+	}
+	return nil
+}
 
 // An Observer is told what an Elector does. Its methods must neither block nor call a
 // method of the Elector but ID. Began and Lost come in the order of the changes.
@@ -129,6 +151,14 @@ func (e *Elector) now() time.Duration {
 		return e.cfg.Clock()
 	}
 	return time.Since(base)
+}
+
+// suspendGap is for how long the machine has been suspended since it booted.
+func (e *Elector) suspendGap() time.Duration {
+	if e.cfg.Suspended != nil {
+		return e.cfg.Suspended()
+	}
+	return bootGap()
 }
 
 // Belief returns what this process believes at this moment; nil if it is not primary. It
@@ -266,7 +296,7 @@ func (e *Elector) take(ctx context.Context) (bool, error) {
 	}
 	ctx, cancel := e.attempt(ctx)
 	defer cancel()
-	gap := suspendGap() // first: the machine may be suspended before the reply
+	gap := e.suspendGap() // first: the machine may be suspended before the reply
 	sent, waited := e.now(), max(0, now-e.watch.Since)
 	e.leaseTo = sent + e.cfg.TTL
 	row, ok, err := e.witness.Acquire(ctx, e.id, e.watch.Row, e.watch.Top, now >= anyway)
@@ -320,28 +350,27 @@ func (e *Elector) Look(ctx context.Context) (Row, error) {
 // Verify asks the witness whether this process is primary: that was so when it answered,
 // and is so by the clock now. If the witness denies it, the belief ends.
 func (e *Elector) Verify(ctx context.Context) (bool, error) {
-	if err := e.claimOpen(ctx); err != nil {
-		return false, err
-	}
-	defer e.unclaim()
-	b := e.Belief()
-	if b == nil {
-		return false, nil
-	}
-	if err := e.look(ctx); err != nil {
-		return false, err
-	}
-	if r := e.watch.Row; r.LeaseID != e.id || r.Epoch != b.Epoch {
-		e.lose(Fenced)
-		return false, nil
-	}
-	return e.Belief() != nil, nil
+	return e.whilePrimary(ctx, func(b *Belief) (bool, error) {
+		if err := e.look(ctx); err != nil {
+			return false, err
+		}
+		if r := e.watch.Row; r.LeaseID != e.id || r.Epoch != b.Epoch {
+			e.lose(Fenced)
+			return false, nil
+		}
+		return e.Belief() != nil, nil
+	})
 }
 
 // Renew renews the lease, if this process is primary, and tells whether it still is. With
 // an error it is unknown whether the lease was renewed, and the belief ends when it would
 // have.
 func (e *Elector) Renew(ctx context.Context) (bool, error) {
+	return e.whilePrimary(ctx, func(b *Belief) (bool, error) { return e.renew(ctx, b) })
+}
+
+// whilePrimary calls f with the witness, if this process is primary then.
+func (e *Elector) whilePrimary(ctx context.Context, f func(*Belief) (bool, error)) (bool, error) {
 	if err := e.claimOpen(ctx); err != nil {
 		return false, err
 	}
@@ -350,7 +379,7 @@ func (e *Elector) Renew(ctx context.Context) (bool, error) {
 	if b == nil {
 		return false, nil
 	}
-	return e.renew(ctx, b)
+	return f(b)
 }
 
 func (e *Elector) renew(ctx context.Context, b *Belief) (bool, error) {
@@ -489,7 +518,7 @@ func (e *Elector) begin(epoch int64, sent, gap, waited time.Duration) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	now := e.now()
-	if now >= sent+e.cfg.belief() || suspendGap()-gap > suspendTolerance {
+	if now >= sent+e.cfg.belief() || e.suspendGap()-gap > suspendTolerance {
 		return false
 	}
 	ctx, cancel := context.WithCancelCause(context.Background())
@@ -515,7 +544,7 @@ func (e *Elector) extend(b *Belief, sent time.Duration) bool {
 	if e.belief.Load() != b || b.Remaining(now) <= 0 {
 		return false
 	}
-	gap := suspendGap()
+	gap := e.suspendGap()
 	if gap-b.gap > suspendTolerance {
 		e.loseLocked(Suspended)
 		return false
@@ -553,7 +582,7 @@ func (e *Elector) check() {
 	if b == nil {
 		return
 	}
-	gap := suspendGap() - b.gap
+	gap := e.suspendGap() - b.gap
 	e.gap = max(0, gap)
 	switch {
 	case b.Remaining(e.now()) <= 0:
@@ -722,10 +751,12 @@ func (e *Elector) resign(l *loop) error {
 func (e *Elector) hangUp() {
 	e.mu.Lock()
 	needed := e.loop != nil
+	if !needed {
+		e.observer.InUse(false) // under mu: a loop that starts now says otherwise afterwards
+	}
 	e.mu.Unlock()
 	if !needed {
 		e.line.Close()
-		e.observer.InUse(false)
 	}
 }
 

@@ -3,7 +3,6 @@ package lease
 import (
 	"context"
 	"fmt"
-	"sync/atomic"
 	"time"
 )
 
@@ -27,7 +26,7 @@ type Belief struct {
 	Expires time.Time // of the lease, by the wall clock, for people
 
 	deadline time.Duration // by the elector's clock: the belief ends here
-	gap      time.Duration // suspendGap when it was confirmed
+	gap      time.Duration // Elector.suspendGap when it was confirmed
 }
 
 // Remaining is the time until the belief ends. It has ended if that is not above 0.
@@ -65,14 +64,3 @@ var base = time.Now()
 // suspendTolerance is by how much the clock that counts the time of a suspended machine
 // may get ahead of the one that does not.
 const suspendTolerance = 50 * time.Millisecond
-
-// suspendGap is for how long the machine has been suspended since it booted.
-func suspendGap() time.Duration {
-	if f := FakeSuspendGap.Load(); f != nil {
-		return (*f)()
-	}
-	return bootGap()
-}
-
-// FakeSuspendGap is for tests, which cannot suspend their machine.
-var FakeSuspendGap atomic.Pointer[func() time.Duration]

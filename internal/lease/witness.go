@@ -93,8 +93,8 @@ func (r Row) NextEpoch(floor int64) int64 {
 	switch {
 	case r.Given == r.Witness:
 		return next
-	case r.Given.System == r.Witness.System:
-		return max(next, (r.Epoch>>TimelineShift+r.Witness.Timeline-r.Given.Timeline)<<TimelineShift+1)
+	case r.Given.System == r.Witness.System && r.Given != (Server{}):
+		return max(next, (r.Epoch>>TimelineShift+r.Witness.Timeline-max(r.Given.Timeline, 1))<<TimelineShift+1)
 	}
 	return max(next, (r.Epoch>>TimelineShift+r.Witness.Timeline)<<TimelineShift+1)
 }

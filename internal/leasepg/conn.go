@@ -11,7 +11,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"log/slog"
 	"strconv"
 	"strings"
 	"sync"
@@ -28,18 +27,6 @@ import (
 	"github.com/baldur-go/baldur/internal/pqconn"
 	"github.com/baldur-go/baldur/internal/sqlpool"
 )
-
-// Config is what the witness of a lease goes by.
-type Config struct {
-	Name, Region string
-	Table        *[2]string // schema and name; nil: the usual one
-	Owners       []string   // roles that may own it, besides those that may in any case
-	TTL, Margin  time.Duration
-	Attempt      time.Duration // of a request
-	KillAfter    time.Duration // see WithFenceKill; 0: never
-	Notify       bool
-	Log          *slog.Logger
-}
 
 // A Pool is the pool beside which the connection of a lease is made. Where it is not
 // baldur's, Dial and Untracked are nil.
@@ -98,7 +85,7 @@ type Witness struct {
 	warned        atomic.Bool // a WARNING came during the statement
 
 	mu      sync.Mutex    // guards the field below, and sock's read deadline while it is set
-	waiting bool          // in awaitReadable
+	waiting bool          // in pqconn.AwaitReadable
 	wake    chan struct{} // of capacity 1
 }
 
@@ -388,7 +375,7 @@ func (w *Witness) makeRow(ctx context.Context) error {
 // attend begins to LISTEN, and tells whether it does. It is called when there is nothing else
 // to do: without it, changes are found by polling.
 func (w *Witness) attend(ctx context.Context) bool {
-	if !w.cfg.Notify || !canPeek || w.sock == nil || w.pooler || time.Now().Before(w.noListenUntil) {
+	if !w.cfg.Notify || !pqconn.CanPeek || w.sock == nil || w.pooler || time.Now().Before(w.noListenUntil) {
 		return false
 	}
 	if w.listen = w.aside(ctx, "LISTEN "+pq.QuoteIdentifier(leaseChannel(w.cfg.Name))); !w.listen {
@@ -783,7 +770,7 @@ func (w *Witness) awaitBell(d time.Duration, unless func() bool) bool {
 	w.waiting = true
 	_ = w.sock.Conn.SetReadDeadline(time.Now().Add(d))
 	w.mu.Unlock()
-	ready := awaitReadable(rc)
+	ready := pqconn.AwaitReadable(rc)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.waiting = false

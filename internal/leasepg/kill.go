@@ -17,7 +17,7 @@ const killEvery = 20 * time.Millisecond
 // WithFenceKill.
 func (w *Witness) killGuards(ctx context.Context) (stop func()) {
 	pid := w.pid.Load()
-	if w.cfg.KillAfter == 0 || pid == 0 {
+	if w.cfg.FenceKill == 0 || pid == 0 {
 		return func() {}
 	}
 	db := sql.OpenDB(w.pool.Untracked)
@@ -26,7 +26,7 @@ func (w *Witness) killGuards(ctx context.Context) (stop func()) {
 	wg.Go(func() {
 		defer func() { _ = db.Close() }()
 		select {
-		case <-time.After(w.cfg.KillAfter):
+		case <-time.After(w.cfg.FenceKill):
 		case <-ctx.Done():
 			return
 		}

@@ -47,10 +47,7 @@ SELECT false, g.got, ` + leaseColumns + ` FROM {table} l CROSS JOIN g WHERE l.na
 WITH g AS MATERIALIZED (
 	SELECT pg_catalog.pg_try_advisory_xact_lock({key}::pg_catalog.int8) AS got, {durable}
 ), u AS (
-	UPDATE {table} l SET epoch = greatest(l.epoch {+} 1::pg_catalog.int8, {floor}::pg_catalog.int8 {+} 1::pg_catalog.int8, CASE
-			WHEN l.system_id {=} {system} AND l.timeline {=} {timeline} THEN 0::pg_catalog.int8
-			WHEN l.system_id {=} {system} THEN ((((l.epoch {>>} {shift}) {+} {timeline}) {-} greatest(l.timeline, 1::pg_catalog.int8)) {<<} {shift}) {+} 1::pg_catalog.int8
-			ELSE (((l.epoch {>>} {shift}) {+} {timeline}) {<<} {shift}) {+} 1::pg_catalog.int8 END),
+	UPDATE {table} l SET epoch = ` + nextEpoch + `,
 		system_id = {system}, timeline = {timeline}, lease_id = {id}, region = {region}, renew_seq = 0::pg_catalog.int8, ttl_ms = {ttl},
 		acquired_at = pg_catalog.clock_timestamp(), renewed_at = pg_catalog.clock_timestamp(), expires_at = {expiry}
 	FROM g WHERE (g.got OR {ignore_lock}) AND l.name {=} {name} AND {same}
@@ -97,6 +94,12 @@ WHERE k.locktype {=} 'advisory'::pg_catalog.text AND k.granted AND k.objsubid {=
 	AND k.classid::pg_catalog.int8 {=} {key_high}::pg_catalog.int8 AND k.objid::pg_catalog.int8 {=} {key_low}::pg_catalog.int8
 	AND k.database {=} (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname {=} pg_catalog.current_database())`
 )
+
+// nextEpoch is lease.Row.NextEpoch.
+const nextEpoch = `greatest(l.epoch {+} 1::pg_catalog.int8, {floor}::pg_catalog.int8 {+} 1::pg_catalog.int8, CASE
+			WHEN l.system_id {=} {system} AND l.timeline {=} {timeline} THEN 0::pg_catalog.int8
+			WHEN l.system_id {=} {system} THEN ((((l.epoch {>>} {shift}) {+} {timeline}) {-} greatest(l.timeline, 1::pg_catalog.int8)) {<<} {shift}) {+} 1::pg_catalog.int8
+			ELSE (((l.epoch {>>} {shift}) {+} {timeline}) {<<} {shift}) {+} 1::pg_catalog.int8 END)`
 
 // sqlDurable has a crash lose no commit of a lease or a seal, where the session's or the
 // server's own setting would permit that.

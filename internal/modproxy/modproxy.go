@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/url"
 	"os"
 	"os/exec"
 	"path"
@@ -92,7 +93,14 @@ func goCommand(dir string, env []string, args ...string) ([]byte, error) {
 	return stdout.Bytes(), nil
 }
 
-func fileURL(path string) string { return "file://" + filepath.ToSlash(path) }
+// fileURL is the URL of an absolute path, a Windows one too: file:///C:/x.
+func fileURL(path string) string {
+	path = filepath.ToSlash(path)
+	if !strings.HasPrefix(path, "/") {
+		path = "/" + path
+	}
+	return (&url.URL{Scheme: "file", Path: path}).String()
+}
 
 // Unpublish removes what the go command keeps of the modules.
 func (p *Published) Unpublish() error {
@@ -188,15 +196,15 @@ func (p *Published) copy(root string) error {
 		return err
 	}
 	for _, m := range p.Modules {
-		if err := SetVersion(filepath.Join(p.Dir, m.Dir, "go.mod"), p.Version); err != nil {
+		if err := setVersion(filepath.Join(p.Dir, m.Dir, "go.mod"), p.Version); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// SetVersion sets the version that a go.mod requires of our modules.
-func SetVersion(file, version string) error {
+// setVersion sets the version that a go.mod requires of our modules.
+func setVersion(file, version string) error {
 	text, err := os.ReadFile(file)
 	if err != nil {
 		return err

@@ -214,7 +214,7 @@ require (
 	github.com/baldur-go/baldurish v0.1.0
 )
 `)
-	if err := SetVersion(file, "v0.2.0"); err != nil {
+	if err := setVersion(file, "v0.2.0"); err != nil {
 		t.Fatal(err)
 	}
 	got, err := os.ReadFile(file)
@@ -232,5 +232,13 @@ require (
 `
 	if string(got) != want {
 		t.Errorf("it is\n%s", got)
+	}
+}
+
+func TestFileURL(t *testing.T) {
+	for path, want := range map[string]string{"/a/b": "file:///a/b", "/a b/%": "file:///a%20b/%25", "C:/a b": "file:///C:/a%20b"} {
+		if got := fileURL(path); got != want {
+			t.Errorf("%s: got %s, want %s", path, got, want)
+		}
 	}
 }

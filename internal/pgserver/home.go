@@ -1,6 +1,7 @@
 package pgserver
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -20,9 +21,10 @@ type home struct {
 	owner *account // whom the server runs as; nil: as we do
 }
 
-// newHome makes a directory, after removing those of dead programs.
-func newHome(owner *account) (*home, error) {
-	parent, err := parentDir(owner)
+// newHome makes a directory, after removing those of dead programs. It is in the
+// first usable one of prefer and parentDir's.
+func newHome(owner *account, prefer ...string) (*home, error) {
+	parent, err := parentDir(owner, prefer...)
 	if err != nil {
 		return nil, err
 	}
@@ -72,6 +74,15 @@ func (h *home) writeFile(name, content string) (string, error) {
 	return path, h.give(path)
 }
 
+// writeSparse is writeFile with holes for what is zero at the end, as most of a WAL file is.
+func (h *home) writeSparse(name string, content []byte) error {
+	path, err := h.writeFile(name, string(bytes.TrimRight(content, "\x00")))
+	if err != nil {
+		return err
+	}
+	return os.Truncate(path, int64(len(content)))
+}
+
 func (h *home) give(path string) error {
 	if h.owner == nil {
 		return nil
@@ -102,11 +113,14 @@ func (h *home) removeSharedMemory() {
 
 // parentDir returns where to put directories: the temporary directory, unless
 // the server's user cannot enter it or a socket's path in it would be too long.
-func parentDir(owner *account) (string, error) {
+func parentDir(owner *account, prefer ...string) (string, error) {
 	const socket = homePrefix + "1234567890/s/.s.PGSQL.65535"
 	const longest = 103 // bytes of sockaddr_un.sun_path on macOS; 107 on Linux
 	var errs []error
-	for _, dir := range []string{os.TempDir(), "/tmp"} {
+	for _, dir := range append(prefer, os.TempDir(), "/tmp") {
+		if dir == "" {
+			continue
+		}
 		if len(filepath.Join(dir, socket)) > longest {
 			errs = append(errs, fmt.Errorf("directory %s: its name is too long for a Unix socket", dir))
 		} else if err := owner.canEnter(dir); err != nil {

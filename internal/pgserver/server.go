@@ -62,6 +62,13 @@ type Config struct {
 
 	// Env is added to the environment of the server's processes, as "NAME=value".
 	Env []string
+
+	// Dir is where the server's directory is made, if its user can enter that; else
+	// it is made in the directory for temporary files.
+	Dir string
+
+	// Template, if not nil, is where a finished cluster is copied from.
+	Template *Template
 }
 
 // Server is a running PostgreSQL. Its methods may be called concurrently.
@@ -96,7 +103,7 @@ func Start(ctx context.Context, cfg Config) (_ *Server, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("pgserver: %w", err)
 	}
-	home, err := newHome(owner)
+	home, err := newHome(owner, cfg.Dir)
 	if err != nil {
 		return nil, fmt.Errorf("pgserver: %w", err)
 	}
@@ -115,7 +122,7 @@ func Start(ctx context.Context, cfg Config) (_ *Server, err error) {
 		s.settings[name] = value
 	}
 	progress(fmt.Sprintf("initialising PostgreSQL %s (%s)", bin.version, bin.dir))
-	if err := s.initdb(ctx); err != nil {
+	if err := s.create(ctx, cfg.Template); err != nil {
 		return nil, fmt.Errorf("pgserver: %w", err)
 	}
 	progress("starting PostgreSQL " + bin.version)
@@ -256,6 +263,16 @@ func (s *Server) endLocked(sig endSignal) error {
 		s.home.removeSharedMemory()
 	}
 	return nil
+}
+
+// create makes the database cluster.
+func (s *Server) create(ctx context.Context, from *Template) error {
+	if from != nil {
+		if ok, err := from.copy(ctx, s); ok || err != nil {
+			return err
+		}
+	}
+	return s.initdb(ctx)
 }
 
 func (s *Server) initdb(ctx context.Context) error {

@@ -4,6 +4,7 @@ package pgserver
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -12,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -28,7 +30,7 @@ const deadline = 30 * time.Second
 // server's user can enter, as it cannot t.TempDir.
 func scratch(t testing.TB) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("/tmp", "pgs-")
+	dir, err := os.MkdirTemp(cmp.Or(MemoryDir(), "/tmp"), "pgs-")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -36,13 +38,31 @@ func scratch(t testing.TB) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
+	makeTemplate() // elsewhere
 	t.Setenv("TMPDIR", dir)
 	return dir
 }
 
-// start starts a server that is stopped at the end of the test. A machine
+// template is that of start's servers. TestMain removes it.
+var template Template
+
+var makeTemplate = sync.OnceFunc(func() {
+	if s, err := Start(context.Background(), Config{Dir: MemoryDir(), Template: &template}); err == nil {
+		_ = s.Stop()
+	} // or the test's own start says why
+})
+
+// start starts a copy of template that is stopped at the end of the test. A machine
 // without PostgreSQL skips the test, except in CI.
 func start(t testing.TB, cfg Config) *Server {
+	t.Helper()
+	makeTemplate()
+	cfg.Template = &template
+	return startNew(t, cfg)
+}
+
+// startNew is start without template.
+func startNew(t testing.TB, cfg Config) *Server {
 	t.Helper()
 	s, err := Start(context.Background(), cfg)
 	if errors.Is(err, ErrNoPostgres) {
@@ -137,7 +157,7 @@ func alive(pid int) bool {
 func TestStartAndStop(t *testing.T) {
 	dir := scratch(t)
 	var told []string
-	s := start(t, Config{Progress: func(what string) { told = append(told, what) }})
+	s := startNew(t, Config{Progress: func(what string) { told = append(told, what) }})
 	pid := s.PostmasterPID()
 
 	for name, dsn := range map[string]string{"TCP": s.DSN("postgres"), "socket": s.SocketDSN("postgres")} {
@@ -198,7 +218,7 @@ func TestBadSetting(t *testing.T) {
 	dir := scratch(t)
 	start(t, Config{}) // skips without a PostgreSQL
 	for range 2 {
-		s, err := Start(context.Background(), Config{Settings: map[string]string{"no_such_setting": "1"}})
+		s, err := Start(context.Background(), Config{Template: &template, Settings: map[string]string{"no_such_setting": "1"}})
 		if err == nil {
 			s.Stop()
 			t.Fatal("a server with an unknown setting started")
@@ -231,7 +251,7 @@ func TestCreateDatabase(t *testing.T) {
 
 // Other users of the machine can reach the port but not the socket.
 func TestAccess(t *testing.T) {
-	s := start(t, Config{})
+	s := startNew(t, Config{})
 	wrong := strings.Replace(s.DSN("postgres"), s.password, "wrong", 1)
 	if _, err := query(wrong, "SELECT 1"); err == nil || !strings.Contains(err.Error(), "password authentication failed") {
 		t.Errorf("over TCP with a wrong password: %v", err)
@@ -254,7 +274,7 @@ func TestContextEnds(t *testing.T) {
 	dir := scratch(t)
 	start(t, Config{}).Stop() // skips without a PostgreSQL
 	ctx, cancel := context.WithCancel(context.Background())
-	s, err := Start(ctx, Config{})
+	s, err := Start(ctx, Config{Template: &template})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -404,7 +424,7 @@ func TestStopOfHalted(t *testing.T) {
 // BenchmarkStart measures from nothing to the answer of the first query.
 func BenchmarkStart(b *testing.B) {
 	for b.Loop() {
-		s := start(b, Config{})
+		s := startNew(b, Config{})
 		mustQuery(b, s.DSN("postgres"), "SELECT 1")
 		b.StopTimer()
 		if err := s.Stop(); err != nil {
@@ -417,7 +437,7 @@ func BenchmarkStart(b *testing.B) {
 func BenchmarkStop(b *testing.B) {
 	for b.Loop() {
 		b.StopTimer()
-		s := start(b, Config{})
+		s := startNew(b, Config{})
 		mustQuery(b, s.DSN("postgres"), "SELECT 1")
 		b.StartTimer()
 		if err := s.Stop(); err != nil {

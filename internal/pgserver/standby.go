@@ -18,7 +18,7 @@ import (
 // replication. It accepts read-only connections, until Promote. It is this one's
 // copy, password included, and is stopped on its own: by Stop, or when ctx ends.
 func (s *Server) Standby(ctx context.Context) (_ *Server, err error) {
-	home, err := newHome(s.home.owner)
+	home, err := newHome(s.home.owner, filepath.Dir(s.home.dir))
 	if err != nil {
 		return nil, fmt.Errorf("pgserver: %w", err)
 	}
@@ -105,8 +105,7 @@ func copyTree(to *home, from string) error {
 		if err != nil {
 			return err
 		}
-		_, err = to.writeFile(filepath.Join("data", name), string(content))
-		return err
+		return to.writeSparse(filepath.Join("data", name), content)
 	})
 }
 

@@ -232,8 +232,8 @@ func TestNothingStays(t *testing.T) {
 			}
 			homes, _ := filepath.Glob(dir + "/*")
 			if mode == "without Main" {
-				if len(homes) != 1 {
-					t.Errorf("left: %q, want one directory", homes)
+				if len(homes) != 2 {
+					t.Errorf("left: %q, want the server's directory and the template's", homes)
 				}
 				for _, home := range homes {
 					eventually(t, "the server has removed its pid file", func() bool {

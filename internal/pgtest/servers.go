@@ -17,12 +17,14 @@ var (
 	starting sync.RWMutex
 	mu       sync.Mutex // guards servers among starts
 	servers  []*pgserver.Server
+	cluster  pgserver.Template
 )
 
 // start starts a server that ends with the process: by stopAll, or by a signal.
 func start(cfg pgserver.Config) (*pgserver.Server, error) {
 	starting.RLock()
 	defer starting.RUnlock()
+	cfg.Dir, cfg.Template = memory(), &cluster
 	server, err := pgserver.Start(interrupt(), cfg)
 	if err != nil {
 		return nil, err
@@ -32,6 +34,8 @@ func start(cfg pgserver.Config) (*pgserver.Server, error) {
 	servers = append(servers, server)
 	return server, nil
 }
+
+var memory = sync.OnceValue(pgserver.MemoryDir)
 
 // stopAll stops the servers that are still running.
 func stopAll() {
@@ -43,6 +47,9 @@ func stopAll() {
 		}
 	}
 	servers = nil
+	if err := cluster.Remove(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+	}
 }
 
 // interrupt returns a context that ends when the process is told to end.

@@ -218,8 +218,8 @@ func TestHolds(t *testing.T) {
 	if !holds(right, s) || holds(right, newSeeing()) {
 		t.Error("the right address is judged wrongly")
 	}
-	for _, addr := range []uintptr{0, 8, 4096, right + 1, right + 8, ^uintptr(0), ^uintptr(7), ^uintptr(0) &^ 0xfff, 1 << 47, 1<<47 - 16, 0xc000000000 - 16, 0xdeadbee8} {
-		if holds(addr, s) {
+	for _, addr := range []uint64{0, 8, 4096, uint64(right) + 1, uint64(right) + 8, ^uint64(0), ^uint64(7), ^uint64(0xfff), 1 << 47, 1<<47 - 16, 0xc000000000 - 16, 0xdeadbee8} {
+		if holds(uintptr(addr), s) {
 			t.Errorf("%#x", addr)
 		}
 	}
@@ -228,16 +228,16 @@ func TestHolds(t *testing.T) {
 
 func TestFirstArg(t *testing.T) {
 	for line, want := range map[string]uintptr{
-		"database/sql.(*DB).conn(0xc000148000, {0x7d5f20, 0xaec3e0}, 0x1)":  0xc000148000,
-		"database/sql.(*DB).conn(0xc000148000?, {0x7d5f20, 0xaec3e0}, 0x1)": 0,
-		"database/sql.(*DB).openNewConnection(0xc0001480d0, {0x1, 0x2})":    0xc0001480d0,
-		"database/sql.(*DB).conn(...)":                                      0,
-		"database/sql.(*DB).conn()":                                         0,
-		"database/sql.(*DB).conn(_, 0x1)":                                   0,
-		"database/sql.(*DB).conn({0xc000148000, 0x1})":                      0,
-		"database/sql.(*DB).conn(0x10000000000000000)":                      0,
-		"database/sql.(*DB).conn(0xc000148000":                              0,
-		"database/sql.(*DB).conn":                                           0,
+		"database/sql.(*DB).conn(0xc0148000, {0x7d5f20, 0xaec3e0}, 0x1)":  0xc0148000,
+		"database/sql.(*DB).conn(0xc0148000?, {0x7d5f20, 0xaec3e0}, 0x1)": 0,
+		"database/sql.(*DB).openNewConnection(0xc01480d0, {0x1, 0x2})":    0xc01480d0,
+		"database/sql.(*DB).conn(...)":                                    0,
+		"database/sql.(*DB).conn()":                                       0,
+		"database/sql.(*DB).conn(_, 0x1)":                                 0,
+		"database/sql.(*DB).conn({0xc0148000, 0x1})":                      0,
+		"database/sql.(*DB).conn(0x10000000000000000)":                    0,
+		"database/sql.(*DB).conn(0xc0148000":                              0,
+		"database/sql.(*DB).conn":                                         0,
 	} {
 		_, args := cutArgs(line)
 		if got := firstArg(args); got != want {

@@ -418,9 +418,9 @@ func TestConcurrent(t *testing.T) {
 }
 
 const oneDump = `goroutine 51 [select, 2 minutes]:
-database/sql.(*DB).conn(0xc000148000, {0x7d5f20, 0xaec3e0}, 0x1)
+database/sql.(*DB).conn(0xc0148000, {0x7d5f20, 0xaec3e0}, 0x1)
 	/usr/lib/go/src/database/sql/sql.go:1369 +0x71e
-database/sql.(*DB).query(0xc000148000?, {0x7d5f20, 0xaec3e0}, {0x0, 0x0}, {0x0, 0x0, 0x0}, 0x0?)
+database/sql.(*DB).query(0xc0148000?, {0x7d5f20, 0xaec3e0}, {0x0, 0x0}, {0x0, 0x0, 0x0}, 0x0?)
 	/usr/lib/go/src/database/sql/sql.go:1759 +0x5a
 main.serve.func1(...)
 	C:/my folder/main.go:17
@@ -433,20 +433,20 @@ func TestParseDump(t *testing.T) {
 	replace := func(pairs ...string) string { return strings.NewReplacer(pairs...).Replace(oneDump) }
 	const frames = " database/sql.(*DB).conn:1369 database/sql.(*DB).query:1759 main.serve.func1:17"
 	for _, c := range []struct{ name, dump, want string }{
-		{"one", oneDump, "0xc000148000 [51]" + frames},
-		{"two", oneDump + replace("51", "52", "0xc000148000?", "0x1"), "0xc000148000 [51 52]" + frames},
-		{"two pools", oneDump + replace("51", "52", "0xc000148000", "0x1"), "0xc000148000 [51]" + frames + "; 0x1 [52]" + frames},
-		{"bubble", replace("[select, 2 minutes]", "[select (durable), synctest bubble 3]"), "0xc000148000 [51]" + frames},
-		{"labels", replace("]:", "] {x: y]:, \"a [chan\": b}:"), "0xc000148000 [51]" + frames},
-		{"verbose", replace("goroutine 51 ", "goroutine 51 gp=0xc0001 m=nil mp=0x1 ", "database/sql.(*DB).conn", "runtime.selectgo(0x1)\n\tselect.go:1\ndatabase/sql.(*DB).conn"), "0xc000148000 [51]" + frames},
-		{"elided", replace("main.serve", "...7 frames elided...\nmain.serve"), "0xc000148000 [51]" + frames},
-		{"stale", replace("conn(0xc000148000", "conn(0xc000148000?"), "0x0 [51]" + frames},
-		{"inlined", replace("conn(0xc000148000, {0x7d5f20, 0xaec3e0}, 0x1)", "conn(...)"), "0x0 [51]" + frames},
+		{"one", oneDump, "0xc0148000 [51]" + frames},
+		{"two", oneDump + replace("51", "52", "0xc0148000?", "0x1"), "0xc0148000 [51 52]" + frames},
+		{"two pools", oneDump + replace("51", "52", "0xc0148000", "0x1"), "0xc0148000 [51]" + frames + "; 0x1 [52]" + frames},
+		{"bubble", replace("[select, 2 minutes]", "[select (durable), synctest bubble 3]"), "0xc0148000 [51]" + frames},
+		{"labels", replace("]:", "] {x: y]:, \"a [chan\": b}:"), "0xc0148000 [51]" + frames},
+		{"verbose", replace("goroutine 51 ", "goroutine 51 gp=0xc0001 m=nil mp=0x1 ", "database/sql.(*DB).conn", "runtime.selectgo(0x1)\n\tselect.go:1\ndatabase/sql.(*DB).conn"), "0xc0148000 [51]" + frames},
+		{"elided", replace("main.serve", "...7 frames elided...\nmain.serve"), "0xc0148000 [51]" + frames},
+		{"stale", replace("conn(0xc0148000", "conn(0xc0148000?"), "0x0 [51]" + frames},
+		{"inlined", replace("conn(0xc0148000, {0x7d5f20, 0xaec3e0}, 0x1)", "conn(...)"), "0x0 [51]" + frames},
 		{"woken", replace("select, 2 minutes", "runnable"), ""},
 		{"no cases", replace("select, 2 minutes", "select (no cases)"), ""},
 		{"dialling", replace("database/sql.(*DB).conn", "net.dial(0x1)\n\tx.go:1\ndatabase/sql.(*DB).conn"), ""},
 		{"cut", oneDump[:len(oneDump)-3], ""},
-		{"cut in the second", oneDump + oneDump[:len(oneDump)/2], "0xc000148000 [51]" + frames},
+		{"cut in the second", oneDump + oneDump[:len(oneDump)/2], "0xc0148000 [51]" + frames},
 	} {
 		var got []string
 		for _, d := range parseDump([]byte(c.dump), false) {

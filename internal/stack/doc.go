@@ -30,18 +30,22 @@
 //
 // # What is safe
 //
-// The walk reads nothing but its own goroutine's stack. It is one assembly function without a
+// Capture's walk reads nothing but its own goroutine's stack. It is one assembly function without a
 // preemption point, so the stack cannot move under it, and it follows a frame pointer only if that
 // is higher than the one before, at most 16 bytes below the upper bound in the runtime's g, and a
 // multiple of 8. A broken chain thus ends the walk; it cannot fault, loop, or leave the stack.
 //
+// [G.Look] reads another goroutine's stack, by the same function and within the same bounds: its comment
+// says why that cannot fault either, on Linux. [Disable] rules it all out.
+//
 // # What is assumed of the runtime
 //
-// That frame pointers are kept, that g begins with the bounds of the stack, and, for [G], that
-// g holds the goroutine's number with its status 8 bytes before. The offsets are looked for, and all
-// of it is tested when the process starts, in 0.2 ms. Where a test fails, or there is no assembly
-// (other architectures, other compilers, the build tag purego), Capture uses runtime.Callers and
-// [G.State] says [Unknown]: slower or less telling, never wrong. [Self] says which.
+// That frame pointers are kept; that g begins with the bounds of the stack; for [G], that g holds the
+// goroutine's number with its status 8 bytes before; and for [G.Look], that it holds the frame pointer
+// of a goroutine that is parked. The offsets are looked for, and all of it is tested when the process
+// starts, in some 0.5 ms. Where a test fails, or there is no assembly (other architectures, other
+// compilers, the build tag purego), Capture uses runtime.Callers, [G.State] says [Unknown] and Look
+// [Unseen]: slower or less telling, never wrong. [Self] says which.
 //
 // # Liveness
 //
@@ -49,10 +53,16 @@
 // reads two words of the runtime's g, which is never freed, instead of stopping the world for a dump
 // of all stacks (5 ms for 100 goroutines, 124 ms for 10,000).
 //
+// # Where a goroutine is
+//
+// [G.Look] tells what another goroutine does, and the frames and the reason if it waits ([View]), without
+// stopping it, in 50 to 100 ns: for a holder of a connection that does not give it back. [Site.Fate] tells
+// from that whether the call that took the connection has returned.
+//
 // # Memory
 //
-// A site takes about 1 kB: its histogram and the rest 640 B, the program counters up to 256 B or a
-// little more, its fingerprint and two slots of the table 56 B. Once Frames was called, 40 B a frame come on
-// top. [SetMaxSites] caps the number, 16,384 by default (16 MB); paths first seen above the cap share
+// A site takes 1 to 1.3 kB: its histogram and the rest 640 B, the program counters up to 256 B or a
+// little more, the return addresses up to 256 B, its fingerprint and two slots of the table 56 B. Once
+// Frames was called, 40 B a frame come on top. [SetMaxSites] caps the number, 16,384 by default (20 MB); paths first seen above the cap share
 // the site [Other]. Nothing is ever freed: a path that was taken once is apt to be taken again.
 package stack

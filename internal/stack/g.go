@@ -31,6 +31,7 @@ func (s State) String() string { return [...]string{"unknown", "alive", "exited"
 var layout struct {
 	id, status uintptr
 	self, bp   uintptr // of sched.g and sched.bp; sched.sp and sched.pc lie before sched.g
+	parked     uintptr // not an offset: the sched.pc of all that wait in gopark
 }
 
 // living tells that the offsets of id and status have passed a self-test. Set by init and Disable only.

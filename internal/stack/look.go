@@ -56,48 +56,51 @@ var looking atomic.Bool
 // looks unavailable, as do other systems: Windows decommits. Should a read fault all the same, the
 // fault is caught and looks are off for good.
 func (g G) Look(v *View) Doing {
-	v.reason, v.whole, v.n = 0, false, 0
 	switch {
 	case looking.Load():
-		v.Doing = g.look(v)
+		g.look(v)
 	case g.State() == Exited:
-		v.Doing = Ended
+		v.set(Ended)
 	default:
-		v.Doing = Unseen
+		v.set(Unseen)
 	}
 	return v.Doing
 }
 
-func (g G) look(v *View) Doing {
+func (g G) look(v *View) {
 	if g.p == nil {
-		return Unseen
+		v.set(Unseen)
+		return
 	}
 	before := g.glance()
-	d := before.doing(g.id)
-	if d != Parked && d != InSyscall {
-		return d
+	v.set(before.doing(g.id))
+	if v.Doing != InSyscall && (v.Doing != Parked || before.pc != layout.parked) {
+		// What waits by other means than gopark was preempted for the collector, and its chain of frame
+		// pointers may lack a frame, or is busy in the runtime, or waits for a coroutine.
+		return
 	}
-	if g.glance() != before || !before.plausible() {
-		return Moved // the two bounds may be of two stacks
-	}
-	if !v.readTwice(before) {
-		return Moved
+	// Until the bounds are the same twice they may be of two stacks.
+	if g.glance() != before || !before.plausible() || !v.readTwice(before) {
+		v.set(Moved)
+		return
 	}
 	fence()
 	if g.glance() != before {
-		v.whole, v.n = false, 0
-		return Moved
+		v.set(Moved)
+		return
 	}
 	v.reason = before.reason
-	return d
 }
+
+// set empties the view.
+func (v *View) set(d Doing) { v.Doing, v.reason, v.whole, v.n = d, 0, false, 0 }
 
 // glance is what a g says of its goroutine.
 type glance struct {
-	status         uint32
-	reason         uint8
-	id             uint64
-	lo, hi, sp, bp uintptr
+	status             uint32
+	reason             uint8
+	id                 uint64
+	lo, hi, sp, pc, bp uintptr
 }
 
 func (g G) glance() glance {
@@ -109,6 +112,7 @@ func (g G) glance() glance {
 		lo:     word(0),
 		hi:     word(8),
 		sp:     word(layout.self - 16),
+		pc:     word(layout.self - 8),
 		bp:     word(layout.bp),
 	}
 }
@@ -119,7 +123,6 @@ func (s *glance) doing(id uint64) Doing {
 	case s.id != id || status == gDead || status == gDeadExtra:
 		return Ended
 	case status == gRunnable, status == gRunning, status == gCopying, status == gPreempted:
-		// After it was preempted, as most that are runnable, the chain of frame pointers may lack a frame.
 		return Running
 	case status == gWaiting, status == gSyscall, status == gLeaked:
 		if s.status&gScan != 0 {
@@ -148,12 +151,12 @@ func (v *View) readTwice(s glance) (ok bool) {
 			h.Looks, h.Reason = false, "a read of another goroutine's stack has failed"
 			health.Store(&h)
 			looking.Store(false)
-			v.whole, v.n, ok = false, 0, false
+			ok = false
 		}
 	}()
 	n, h, rest := s.read(&v.pcs)
 	m, again, end := s.read(nil)
-	v.n, v.whole = n, rest == 0
+	v.n, v.whole = n, rest == 0 && n > 0 // a goroutine that has not run yet has no frame
 	return n == m && h == again && rest == end
 }
 
@@ -179,7 +182,8 @@ func (s *glance) read(pcs *[viewFrames]uintptr) (n int, h fingerprint, rest uint
 }
 
 // Frames returns the logical frames of the last look, innermost first, the runtime's included; none
-// unless the goroutine was parked or in a system call. Names are resolved by each call, in some 5 µs.
+// unless the goroutine was in a system call or parked, and few of those parked have none: they wait for
+// a coroutine (iter.Pull), or the runtime has stopped them for a moment. Names are resolved by each call, in some 5 µs.
 func (v *View) Frames() []Frame {
 	if v.n == 0 {
 		return nil

@@ -20,6 +20,7 @@ func testLooks() error {
 	if s := os.Getenv("GODEBUG"); strings.Contains(s, "efence=") || strings.Contains(s, "harddecommit=") {
 		return fmt.Errorf("the stacks of other goroutines are not read with GODEBUG=%s", s)
 	}
+	deadline := time.Now().Add(time.Second)
 	var parked []sample
 	end := make(chan struct{})
 	defer close(end)
@@ -28,11 +29,11 @@ func testLooks() error {
 		go parkAt(depth, ready, end)
 		parked = append(parked, <-ready)
 	}
-	if !findSched(parked) {
+	if !findSched(parked, deadline) {
 		return fmt.Errorf("a parked goroutine's frame pointer is not found in the runtime's g")
 	}
 	looking.Store(true)
-	learnReasons()
+	learnReasons(deadline)
 	return nil
 }
 
@@ -57,31 +58,38 @@ func parkAt(depth int, ready chan<- sample, end <-chan struct{}) {
 
 // findSched sets the offsets of the only words in g which agree with all samples: sched.g, which is g's
 // own address, and soon after it sched.bp (gobuf in runtime2.go).
-func findSched(parked []sample) bool {
-	found := 0
+func findSched(parked []sample, deadline time.Time) bool {
+	found, proven := 0, layout
 	for self := uintptr(32); self < gSize-48; self += 8 {
 		if slices.ContainsFunc(parked, func(s sample) bool {
 			return atomic.LoadUintptr((*uintptr)(unsafe.Add(s.g.p, self))) != uintptr(s.g.p)
 		}) {
 			continue
 		}
-		for bp := self + 8; bp <= self+40; bp += 8 {
-			was := layout
-			layout.self, layout.bp = self, bp
-			if slices.ContainsFunc(parked, func(s sample) bool { return !s.seen() }) {
-				layout = was
-			} else {
+		layout.self, layout.parked = self, 0
+		for _, s := range parked {
+			var v View
+			s.g.lookUntil(&v, deadline, func() bool { return v.Doing == Parked })
+			layout.parked = s.g.glance().pc
+		}
+		if f := runtime.FuncForPC(layout.parked); f == nil || f.Name() != "runtime.gopark" {
+			continue
+		}
+		for layout.bp = self + 8; layout.bp <= self+40; layout.bp += 8 {
+			if !slices.ContainsFunc(parked, func(s sample) bool { return !s.seen() }) {
 				found++
+				proven = layout
 			}
 		}
 	}
+	layout = proven
 	return found == 1
 }
 
 // seen tells whether a look finds parkAt and its callers.
 func (s *sample) seen() bool {
 	var v View
-	if !s.g.lookUntil(&v, func() bool { return v.Doing == Parked }) || !v.whole {
+	if s.g.look(&v); !v.whole {
 		return false
 	}
 	want := s.key[:s.n]
@@ -93,15 +101,13 @@ func (s *sample) seen() bool {
 	return false
 }
 
-// lookUntil looks again and again, for no longer than a second.
-func (g G) lookUntil(v *View, done func() bool) bool {
-	for start := time.Now(); ; runtime.Gosched() {
-		v.Doing = g.look(v)
-		if done() {
-			return true
-		}
-		if v.Doing != Moved && v.Doing != Running && v.Doing != Parked || time.Since(start) > time.Second {
+// lookUntil looks again and again, as long as the goroutine is there.
+func (g G) lookUntil(v *View, deadline time.Time, done func() bool) bool {
+	for g.look(v); !done(); g.look(v) {
+		if v.Doing == Unseen || v.Doing == Ended || time.Now().After(deadline) {
 			return false
 		}
+		runtime.Gosched()
 	}
+	return true
 }

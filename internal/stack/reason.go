@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -31,31 +32,37 @@ func (v *View) Reason() string {
 }
 
 // learnReasons has goroutines wait in each way, and looks what their g says. The numbers differ between
-// versions of Go. They are not believed unless each way has its own.
-func learnReasons() {
+// versions of Go. They are not believed unless each way has its own and all are seen before the deadline.
+func learnReasons(deadline time.Time) {
 	var mu sync.Mutex
 	var read, write sync.RWMutex // write is held by a reader
 	var wg sync.WaitGroup
 	var ends sync.WaitGroup
 	cond := sync.NewCond(new(sync.Mutex))
-	in, out, both, over := make(chan int), make(chan int), make(chan int), false
+	in, other, out := make(chan int), make(chan int), make(chan int, 1)
+	var over atomic.Bool
 	mu.Lock()
 	read.Lock()
 	write.RLock()
 	wg.Add(1)
+	out <- 0
 	var learnt [256]string
-	complete := true
+	ok := true
 	for _, way := range []struct {
 		name string
 		wait func()
 	}{
-		{"sleep", func() { time.Sleep(200 * time.Microsecond) }},
+		{"sleep", func() {
+			for !over.Load() {
+				time.Sleep(50 * time.Microsecond)
+			}
+		}},
 		{"chan receive", func() { <-in }},
 		{"chan send", func() { out <- 1 }},
 		{"select", func() {
 			select {
-			case <-both:
-			case both <- 1:
+			case <-in:
+			case <-other:
 			}
 		}},
 		{"sync.Mutex.Lock", mu.Lock},
@@ -64,7 +71,7 @@ func learnReasons() {
 		{"sync.WaitGroup.Wait", wg.Wait},
 		{"sync.Cond.Wait", func() {
 			cond.L.Lock()
-			for !over {
+			for !over.Load() {
 				cond.Wait()
 			}
 			cond.L.Unlock()
@@ -74,25 +81,24 @@ func learnReasons() {
 		ready := make(chan G)
 		ends.Go(func() { ready <- CurrentG(); way.wait() })
 		// In between it may wait for the collector (gcAssistAlloc).
-		if (<-ready).lookUntil(&v, func() bool { return v.Doing == Parked && !v.calls("runtime.gc") }) && learnt[v.reason] == "" {
-			learnt[v.reason] = way.name
-		} else {
-			complete = false
+		ok = (<-ready).lookUntil(&v, deadline, func() bool { return v.Doing == Parked && !v.calls("runtime.gc") })
+		if ok = ok && learnt[v.reason] == ""; !ok {
+			break
 		}
+		learnt[v.reason] = way.name
 	}
 	close(in)
 	<-out
-	close(both)
 	mu.Unlock()
 	read.Unlock()
 	write.RUnlock()
 	wg.Done()
 	cond.L.Lock()
-	over = true
+	over.Store(true)
 	cond.L.Unlock()
 	cond.Broadcast()
 	ends.Wait()
-	if complete && learnt[0] == "" {
+	if ok && learnt[0] == "" {
 		reasons = learnt
 	}
 }

@@ -37,12 +37,12 @@ func (s *Site) Fate(frame int, v *View) Fate {
 	}
 	now := v.pcs[:v.n]
 	callers := s.key[len(s.key)-level:] // the frame itself is the one before
-	if len(now) > level && slices.Equal(now[len(now)-level:], callers) {
-		if sameCall(then, now[len(now)-level-1]) {
-			return MaybeActive
-		}
-	}
-	if v.calls("runtime.sigpanic") {
+	switch {
+	case now[len(now)-1] != s.key[len(s.key)-1]:
+		return Undecided // the two must have runtime.goexit in common
+	case len(now) > level && slices.Equal(now[len(now)-level:], callers) && sameCall(then, now[len(now)-level-1]):
+		return MaybeActive
+	case v.calls("runtime.sigpanic"):
 		return Undecided
 	}
 	return Returned

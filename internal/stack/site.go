@@ -109,7 +109,7 @@ func init() {
 
 // SetMaxSites caps the number of sites at n, from 0; those which exist already remain. Above the
 // cap, call paths that have not been seen before yield Other, at the price of a hit. A site takes
-// about 1 kB, and about as much again once Frames has been called. Safe for concurrent use.
+// 1 to 1.3 kB, and about as much again once Frames has been called. Safe for concurrent use.
 func SetMaxSites(n int) {
 	sites.mu.Lock()
 	defer sites.mu.Unlock()

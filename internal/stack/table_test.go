@@ -254,7 +254,7 @@ func TestNoAllocations(t *testing.T) {
 	}
 }
 
-// TestMemory holds the documented figures: SetMaxSites says 1 kB for a site of 32 frames.
+// TestMemory holds the documented figures: SetMaxSites says at most 1.3 kB for a site of 32 frames.
 func TestMemory(t *testing.T) {
 	if unsafe.Sizeof(uintptr(0)) < 8 {
 		t.Skip("figures are for 64 bits")

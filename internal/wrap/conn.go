@@ -180,7 +180,7 @@ func (c *conn) fail(ctx context.Context, first bool, err error) error {
 // ErrBadConn database/sql closes the connection at once; it ignores other errors.
 func (c *conn) ResetSession(ctx context.Context) error {
 	c.rec.Take(ctx)
-	if c.unclosed != nil && !c.closeStatements(ctx) {
+	if c.unclosed != nil && !c.closeStatements() {
 		return driver.ErrBadConn
 	}
 	if c.resetter == nil {
@@ -191,8 +191,7 @@ func (c *conn) ResetSession(ctx context.Context) error {
 
 // closeStatements closes the statements that the program has closed while the
 // connection was not out, and tells whether the connection survived that.
-func (c *conn) closeStatements(ctx context.Context) bool {
-	c.rec.LimitCloses(ctx)
+func (c *conn) closeStatements() bool {
 	c.rec.BeginClose(checkout.Closing)
 	defer c.rec.EndClose()
 	for _, st := range c.unclosed {
