@@ -36,6 +36,7 @@ var current = view{
 
 // A judge collects what the reports say of one program.
 type judge struct {
+	piled bool // a report that counts has told of open statements
 	entry
 	view view
 
@@ -71,6 +72,9 @@ func (j *judge) look(r baldur.LeakReport, counts bool) {
 			}
 		}
 		innocent[fmt.Sprintf("%s at %v", verdict, at)]++
+	}
+	if counts && len(r.OpenStatements) > 0 {
+		j.piled = true
 	}
 	accused := j.view.accused(r)
 	defer func() { // last, so that of two holders at a line the accused one counts
@@ -142,6 +146,9 @@ func (j *judge) wrong() (all []string) {
 			}
 		}
 	}
+	if j.kind == piles && !j.piled {
+		all = append(all, "its open statements are not told")
+	}
 	if j.kind == heals && j.view.ended != nil {
 		for _, m := range j.marks {
 			if j.ended[m] == 0 {
@@ -173,6 +180,9 @@ func (j *judge) says() string {
 		if !slices.Contains(words, w) {
 			words = append(words, w)
 		}
+	}
+	if j.piled {
+		add("open statements")
 	}
 	for _, m := range j.marks {
 		if v := j.found[m]; v != "" {

@@ -4,7 +4,9 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"fmt"
 	"sync"
+	"time"
 
 	"github.com/lib/pq"
 )
@@ -240,4 +242,67 @@ func stmtCopyInWithoutCommit(w *world) error {
 		return errors.Join(err, tx.Rollback())
 	}
 	return stmt.Close()
+}
+
+// Statements that nobody closes, on connections that come back: they hold none.
+var stmtPiles = []program{pilePerCall, pileCacheByText, pileOfConn}
+
+// pilePerCall prepares in each call of a function, and does not close.
+func pilePerCall(w *world) error {
+	w.db.SetMaxOpenConns(1)
+	name := func(id int) (name string, err error) {
+		stmt, err := w.db.Prepare("SELECT name FROM customers WHERE id = $1")
+		if err != nil {
+			return "", err
+		}
+		return name, stmt.QueryRow(id).Scan(&name)
+	}
+	for i := range 60 {
+		if _, err := name(i%20 + 1); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// pileCacheByText caches statements by their text, which has the arguments in it.
+func pileCacheByText(w *world) error {
+	w.db.SetMaxOpenConns(1)
+	cache := &stmtCache{db: w.db, stmts: map[string]*sql.Stmt{}}
+	w.atEnd(func() { _ = cache.close() })
+	for id := range 70 {
+		stmt, err := cache.prepare(fmt.Sprintf("SELECT amount FROM orders WHERE id = %d", id))
+		if err != nil {
+			return err
+		}
+		var amount int
+		if err := stmt.QueryRow().Scan(&amount); err != nil && !errors.Is(err, sql.ErrNoRows) {
+			return err
+		}
+	}
+	return nil
+}
+
+// pileOfConn prepares on one long-lived connection for each event, and closes none.
+func pileOfConn(w *world) error {
+	c, err := w.db.Conn(w.ctx)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	for i := 0; ; i++ {
+		stmt, err := c.PrepareContext(w.ctx, "INSERT INTO events (kind, body) VALUES ('piled', $1)")
+		if err != nil {
+			return err
+		}
+		if _, err := stmt.ExecContext(w.ctx, fmt.Sprint(i)); err != nil {
+			return err
+		}
+		if i == 80 {
+			w.stands()
+		}
+		if i >= 80 && !w.sleep(50*time.Millisecond) {
+			return nil
+		}
+	}
 }

@@ -138,7 +138,7 @@ func summary(results []result) string {
 					continue
 				}
 				all++
-				if len(j.found) == len(j.marks) {
+				if len(j.found) == len(j.marks) && (k != piles || j.piled) {
 					found++
 				}
 				if len(j.convicted) > 0 {
@@ -162,7 +162,7 @@ func summary(results []result) string {
 				name, count = "", ""
 			}
 			finds, convicts := "–", "–"
-			if k == leaks || k == stuck {
+			if k.reported() {
 				finds, convicts = fmt.Sprint(found), fmt.Sprint(accused)
 			}
 			fmt.Fprintf(&b, "| %s | %s | %v | %s | %s | %d | %d | %d |\n", name, count, r.threshold, finds, convicts, wronged, suspected, wrong)

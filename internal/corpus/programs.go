@@ -6,6 +6,7 @@ import "slices"
 var programs = map[kind][]program{
 	leaks:    slices.Concat(rowsLeaks, rowLeaks, txLeaks, connLeaks, stmtLeaks),
 	stuck:    deadlocked,
+	piles:    stmtPiles,
 	heals:    healing,
 	honest:   slices.Concat(honestUse, honestKeep),
 	thinking: thinkers,

@@ -95,7 +95,7 @@ func (p *pass) run(ctx context.Context, entries []entry) (_ []*judge, err error)
 	looks.Go(func() { // at what must never be accused
 		for {
 			for _, r := range all {
-				if r.kind != leaks && r.kind != stuck {
+				if !r.kind.reported() {
 					r.report(false)
 				}
 			}
@@ -118,7 +118,7 @@ func (p *pass) run(ctx context.Context, entries []entry) (_ []*judge, err error)
 		case <-ctx.Done():
 		}
 		for _, r := range all {
-			if r.kind == leaks || r.kind == stuck {
+			if r.kind.reported() {
 				r.report(true)
 			}
 		}
@@ -132,7 +132,7 @@ func (p *pass) run(ctx context.Context, entries []entry) (_ []*judge, err error)
 	close(over)
 	end := time.Now().Add(patience)
 	for _, r := range all {
-		if r.kind != leaks && r.kind != stuck {
+		if !r.kind.reported() {
 			r.awaitReturn(time.Until(end))
 			if n, ok := r.awaitBack(5 * time.Second); !ok && !r.late {
 				r.fault("has ended, and has not given %d connections back", n)
@@ -172,7 +172,7 @@ func (r *running) start() {
 			r.fault("%v", err)
 			return
 		}
-		if r.kind == leaks || r.kind == stuck || r.kind == heals {
+		if r.kind.reported() || r.kind == heals {
 			return
 		}
 		r.w.stands()
@@ -213,9 +213,8 @@ func (r *running) awaitStanding(limit time.Duration) {
 		r.fault("has not come to its leak in %v", patience)
 		return
 	}
-	n := r.w.inUse()
-	if r.kind != heals {
-		if n == 0 {
+	if r.kind.reported() {
+		if r.kind != piles && r.w.inUse() == 0 {
 			r.fault("holds no connection")
 		}
 	} else if n, ok := r.awaitBack(5 * time.Second); !ok {

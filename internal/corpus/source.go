@@ -21,15 +21,19 @@ type program func(w *world) error
 type kind string
 
 const (
-	leaks    kind = "leaking"          // accused or suspected at each marked line
-	heals    kind = "ended by its ctx" // a leak that comes back when its ctx ends
-	stuck    kind = "stuck"            // a deadlock of pools: accused or suspected at each marked line
-	honest   kind = "honest"           // never accused; it is called again and again
-	thinking kind = "thinking"         // alive, and long without a use: never accused
-	told     kind = "told"             // a known false alarm: whether it is accused is told
+	leaks    kind = "leaking"              // accused or suspected at each marked line
+	piles    kind = "piling up statements" // holds no connection: told in OpenStatements
+	heals    kind = "ended by its ctx"     // a leak that comes back when its ctx ends
+	stuck    kind = "stuck"                // a deadlock of pools: accused or suspected at each marked line
+	honest   kind = "honest"               // never accused; it is called again and again
+	thinking kind = "thinking"             // alive, and long without a use: never accused
+	told     kind = "told"                 // a known false alarm: whether it is accused is told
 )
 
-var kinds = []kind{leaks, stuck, heals, honest, thinking, told}
+// reported tells whether two reports decide on a program of the kind.
+func (k kind) reported() bool { return k == leaks || k == stuck || k == piles }
+
+var kinds = []kind{leaks, stuck, piles, heals, honest, thinking, told}
 
 // An entry is a program and what its source says of it.
 type entry struct {
