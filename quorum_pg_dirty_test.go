@@ -1039,7 +1039,6 @@ func (s *dirtyServer) usable() []dirt {
 // A run has a quarter of the states, and eight combinations; with BALDUR_LONG_TABLES=1 each state in two ways. With
 // BALDUR_DIRTY_RUNS each is had in every way, and eight combinations for each run.
 func TestDirtySessions(t *testing.T) {
-	t.Parallel()
 	s := newDirtyServer(t)
 	type result struct {
 		c   dirtyCase

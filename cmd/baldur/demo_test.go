@@ -29,6 +29,7 @@ import (
 
 	"github.com/baldur-go/baldur/internal/lack"
 	"github.com/baldur-go/baldur/internal/pgserver"
+	"github.com/baldur-go/baldur/internal/pgtest"
 )
 
 // patience is how long a test waits for what must happen, on a busy machine.
@@ -37,23 +38,20 @@ const patience = 60 * time.Second
 var binary string // of this command
 
 func TestMain(m *testing.M) {
-	os.Exit(func() int {
-		dir, err := os.MkdirTemp("", "baldur-cmd-")
-		if err != nil {
-			panic(err)
-		}
-		defer os.RemoveAll(dir)
-		binary = filepath.Join(dir, "baldur")
-		build := []string{"build", "-o", binary}
-		if info, ok := debug.ReadBuildInfo(); ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
-			build = append(build, "-race")
-		}
-		if out, err := exec.Command("go", append(build, ".")...).CombinedOutput(); err != nil {
-			fmt.Fprintf(os.Stderr, "go build: %v\n%s", err, out)
-			return 1
-		}
-		return m.Run()
-	}())
+	dir, err := os.MkdirTemp("", "baldur-cmd-")
+	if err != nil {
+		panic(err)
+	}
+	defer os.RemoveAll(dir)
+	binary = filepath.Join(dir, "baldur")
+	build := []string{"build", "-o", binary}
+	if info, ok := debug.ReadBuildInfo(); ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
+		build = append(build, "-race")
+	}
+	if out, err := exec.Command("go", append(build, ".")...).CombinedOutput(); err != nil {
+		panic(fmt.Sprintf("go build: %v\n%s", err, out))
+	}
+	pgtest.Main(m)
 }
 
 // A program is a run of the binary. It is killed at the end of the test, and
