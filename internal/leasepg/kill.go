@@ -12,7 +12,7 @@ import (
 
 const killEvery = 20 * time.Millisecond
 
-// killGuards ends the sessions for which the witness's next statement waits, from KillAfter
+// killGuards ends the sessions for which the witness's next statement waits, from FenceKill
 // on, by a connection beside the pool, until the function that it returns is called. See
 // WithFenceKill.
 func (w *Witness) killGuards(ctx context.Context) (stop func()) {
