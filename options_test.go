@@ -6,6 +6,8 @@ import (
 	"database/sql/driver"
 	"fmt"
 	"net/url"
+	"os"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -312,4 +314,40 @@ func TestBadEnvironment(t *testing.T) {
 	if err == nil || strings.Contains(err.Error(), "hunter2") || !strings.Contains(err.Error(), "BALDUR_POOL_MONITOR_WARNING_THRESHOLD: want a percentage") {
 		t.Errorf("got %v", err)
 	}
+}
+
+// TestPrivateLayoutsOff runs in a process of its own, since the switch is for good.
+func TestPrivateLayoutsOff(t *testing.T) {
+	if os.Getenv("BALDUR_PRIVATE_LAYOUTS") == "" {
+		child := exec.Command(os.Args[0], "-test.run=^TestPrivateLayoutsOff$", "-test.v")
+		child.Env = append(os.Environ(), "BALDUR_PRIVATE_LAYOUTS=off")
+		if out, err := child.CombinedOutput(); err != nil || !strings.Contains(string(out), "--- PASS: TestPrivateLayoutsOff") {
+			t.Errorf("%v\n%s", err, out)
+		}
+		return
+	}
+	db := baldur.OpenDB(nullDB{}, baldur.WithLeakThreshold(50*time.Millisecond))
+	defer db.Close()
+	db.SetMaxOpenConns(1)
+	tx := must(db.Begin())
+	must(tx.Exec("x"))
+	done := make(chan bool)
+	go func() { defer close(done); must(db.Exec("y")) }()
+	tr := baldur.TrackerOf(db)
+	var r baldur.LeakReport
+	for end := time.Now().Add(10 * time.Second); r.LeakCount() == 0 && time.Now().Before(end); time.Sleep(time.Millisecond) {
+		r = tr.Report()
+	}
+	if s := r.Stats; r.LeakCount() != 1 || r.Health != baldur.HealthExhausted || s.WaitingRequests != -1 || s.ActiveConnections != 1 || r.Waiters != nil || r.Deadlock != nil {
+		t.Fatalf("%d suspected, %+v\n%s", r.LeakCount(), s, r)
+	}
+	c := r.SuspectedLeaks[0]
+	if c.Verdict != baldur.VerdictSuspected || c.Goroutine != baldur.GoroutineUnknown || c.Where != "" || c.Now != nil || !strings.HasSuffix(c.CallSite().File, "options_test.go") {
+		t.Errorf("%+v", c)
+	}
+	if text := r.String(); !strings.Contains(text, "waiting unknown") {
+		t.Errorf("%s", text)
+	}
+	_ = tx.Rollback()
+	<-done
 }

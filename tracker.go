@@ -77,6 +77,10 @@ type ConnectionPoolMonitor interface {
 }
 
 func newTracker(cfg *config) *Tracker {
+	if !cfg.privateLayouts {
+		stack.Disable()
+		sqlpool.Disable(sqlpool.Layouts)
+	}
 	t := &Tracker{cfg: cfg, hooks: cfg.hooks, closed: make(chan struct{})}
 	t.sites = siteCacheOf(cfg.skipPackages, cfg.skipFunctions)
 	t.name.Store(&cfg.poolName)

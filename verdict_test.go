@@ -275,9 +275,9 @@ func TestDeadlock(t *testing.T) {
 					f := h(dbs[0], dbs[1])
 					all.Go(func() { f(work) })
 				}
-				var told []baldur.LeakReport
 				watching, stop := context.WithCancel(ctx)
-				all.Go(func() { _ = tr.Watch(watching, time.Minute, func(r baldur.LeakReport) { told = append(told, r) }) })
+				told := make(chan baldur.LeakReport, 100)
+				all.Go(func() { _ = tr.Watch(watching, time.Minute, func(r baldur.LeakReport) { told <- r }) })
 				pass(2 * time.Second) // a second after they have formed
 				for range 3 {
 					all.Go(func() { _, _ = dbs[0].ExecContext(work, "victim") })
@@ -287,10 +287,14 @@ func TestDeadlock(t *testing.T) {
 				if len(r.Accused()) != c.want || (r.Deadlock != nil) != (c.want > 0) {
 					t.Errorf("accused %d, want %d:\n%s", len(r.Accused()), c.want, r)
 				}
+				stop()
+				cancel()
+				all.Wait()
+				close(told)
 				if c.want > 0 {
 					inOrder(t, r.String(), "Deadlock: all 2 connections of", "orders", "LEAK: ", "verdict_test.go", "proof: goroutine ", "waits for a connection of pool "+map[int]string{1: "orders", 2: "stock"}[c.pools])
 					deadlocks := 0
-					for _, r := range told {
+					for r := range told {
 						if len(r.Proven) > 0 {
 							deadlocks++
 						}
@@ -299,9 +303,6 @@ func TestDeadlock(t *testing.T) {
 						t.Errorf("told %d times", deadlocks)
 					}
 				}
-				stop()
-				cancel()
-				all.Wait()
 				if r := tr.Report(); r.Deadlock != nil {
 					t.Errorf("afterwards:\n%s", r)
 				}

@@ -173,7 +173,11 @@ func (l *Ledger) contextEnded(r *Record) {
 		return
 	}
 	held, gone := r.clk.Now()-r.Start, false
-	if l.cfg.Left != nil {
+	// The end of a ctx ends a Tx at once for the program, whose Rollback then does nothing; but
+	// database/sql rolls back only after the call in flight. So it is not known whether a program
+	// that has made a call just now has called Rollback.
+	busy := r.Kind == KindTx && l.clk.Kernel()-r.beforeUsed < 3*l.clk.Tick()
+	if l.cfg.Left != nil && !busy {
 		c := r.Checkout // whose last call is this goroutine's, that of the closing
 		if !c.Last.Elsewhere() {
 			c.Last = c.before

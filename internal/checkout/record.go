@@ -88,17 +88,18 @@ type Record struct {
 
 // A Checkout is what is known of one stay outside the pool.
 type Checkout struct {
-	Seq    uint64 // number of the checkout, from 1; 0: there was none yet
-	Site   *stack.Site
-	Start  time.Duration // by the exact clock
-	Holder stack.G       // the goroutine that took it
-	Last   stack.G       // the goroutine of the last call
-	before stack.G       // the last other one before Last
-	Span   Span
-	First  Kind // of the first call since the checkout
-	Kind   Kind // of the last call; may be of an earlier checkout while Called and InCall are off
-	Query  string
-	Label  string // of an expected holder
+	Seq        uint64 // number of the checkout, from 1; 0: there was none yet
+	Site       *stack.Site
+	Start      time.Duration // by the exact clock
+	Holder     stack.G       // the goroutine that took it
+	Last       stack.G       // the goroutine of the last call
+	before     stack.G       // the last other one before Last
+	beforeUsed time.Duration // when it used the connection last, by the coarse clock
+	Span       Span
+	First      Kind // of the first call since the checkout
+	Kind       Kind // of the last call; may be of an earlier checkout while Called and InCall are off
+	Query      string
+	Label      string // of an expected holder
 }
 
 // Take notes that the calling goroutine has the connection from now on.
@@ -210,7 +211,7 @@ func (r *Record) enter(ctx context.Context) {
 	if g := stack.CurrentG(); g != r.Last || done != r.done {
 		r.mu.Lock()
 		if g != r.Last {
-			r.Last, r.before = g, r.Last
+			r.noteUserLocked(g)
 		}
 		r.done, r.endSeen = done, 0
 		r.mu.Unlock()
@@ -272,11 +273,15 @@ func (r *Record) HandOut() {
 // touch publishes the flags with the coarse time.
 func (r *Record) touch() { r.act.set(uint64(r.clk.Coarse())<<flagBits | r.flags) }
 
+func (r *Record) noteUserLocked(g stack.G) {
+	r.Last, r.before, r.beforeUsed = g, r.Last, time.Duration(r.act.get()>>flagBits)*time.Millisecond
+}
+
 // Reader notes which goroutine reads the first row of a Rows: the Rows may have been handed on.
 func (r *Record) Reader() {
 	if r.Last.Elsewhere() {
 		r.mu.Lock()
-		r.Last, r.before = stack.CurrentG(), r.Last
+		r.noteUserLocked(stack.CurrentG())
 		r.mu.Unlock()
 	}
 }

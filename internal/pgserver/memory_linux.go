@@ -34,5 +34,14 @@ func availableMemory() (bytes int64) {
 	if _, after, ok := strings.Cut(string(info), "MemAvailable:"); ok {
 		_, _ = fmt.Sscan(after, &bytes)
 	}
-	return bytes << 10
+	bytes <<= 10
+	for _, limit := range []string{"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"} { // of a container
+		var n int64
+		if s, err := os.ReadFile(limit); err == nil {
+			if _, err := fmt.Sscan(string(s), &n); err == nil {
+				bytes = min(bytes, n)
+			}
+		}
+	}
+	return bytes
 }

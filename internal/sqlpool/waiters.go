@@ -137,7 +137,7 @@ func alone(dbs []*sql.DB, before, after []int, crowds []crowd) (pool uintptr) {
 // tells it stops the world for about 20 µs a goroutine: ask only when all else fits.
 //
 // ok is false where the program has more than 10,000 goroutines; and where less than
-// 250 ms, or a hundred times what it took, have passed since the last dump, and that was
+// 250 ms, or twenty times what it took, have passed since the last dump, and that was
 // taken before since.
 func Waits(dbs []*sql.DB, since time.Time) (waits map[int64]*sql.DB, ok bool) {
 	if !enabled(OtherStacks) || runtime.NumGoroutine() > maxWaits {
@@ -181,15 +181,16 @@ type crowd struct {
 
 // A sampler takes a sample seldom, and keeps the last.
 type sampler struct {
-	every time.Duration // no sample follows the last within that or within a hundred times what the last took
+	every time.Duration // no sample follows the last within that
+	rest  time.Duration // nor within that many times what the last took
 
 	mu   sync.Mutex // held while one is taken
 	last atomic.Pointer[sample]
 }
 
 var (
-	profiles = sampler{every: profileEvery}
-	dumps    = sampler{every: dumpEvery}
+	profiles = sampler{every: profileEvery, rest: 100}
+	dumps    = sampler{every: dumpEvery, rest: 20}
 )
 
 // get returns a sample from since or later: a new one if it is time and no other
@@ -207,7 +208,7 @@ func (p *sampler) get(since time.Time, take func() sample) (sample, bool) {
 		if lately(0) == nil {
 			s := take()
 			end := time.Now()
-			s.at, s.bubble, s.next = now, bubble, end.Add(max(p.every, 100*end.Sub(now)))
+			s.at, s.bubble, s.next = now, bubble, end.Add(max(p.every, p.rest*end.Sub(now)))
 			p.last.Store(&s)
 		}
 	}
