@@ -51,6 +51,16 @@
 // and uses it, such as a slow export or a long transaction, is listed apart and not
 // accused. A suspicion is no proof: a program may have its reasons.
 //
+// Two things are proofs, and are told whatever the threshold (see [Verdict]): nothing in
+// the program refers to the Rows that a connection was taken for, so that nobody can close
+// it; and a deadlock of pools, whose holders all wait for a connection themselves.
+// [LeakReport.Accused] has those, and nothing else. docs/corpus.md says what 186 small
+// programs that leak, think or are in order are told.
+//
+// While a pool is full, or anyone waits, a report lists all holders, the longest unused
+// first, and who waits, by line. Of each holder it says what its goroutine is doing now:
+// that is read from the goroutine's stack, without a pause.
+//
 // Stacks start at the application's own frame: frames of database/sql and of the
 // well-known libraries on top of it are left out (see [WithSkipPackages]). They have no
 // argument values. The text of the last statement is as the program wrote it, without
@@ -58,8 +68,9 @@
 // password in it.
 //
 // A leak under a ctx that ends soon, such as that of an HTTP request, does not last:
-// when the ctx ends, database/sql closes the Rows and rolls the transaction back. The
-// leaks that stay are those under a ctx that does not end, and every sql.Conn.
+// when the ctx ends, database/sql closes the Rows and rolls the transaction back. Such
+// returns are counted by line ([ContextEnded]). The leaks that stay are those under a ctx
+// that does not end, and every sql.Conn.
 //
 // # What cannot be seen
 //
@@ -69,9 +80,14 @@
 //   - A transaction that the text of a query began (BEGIN) is not shown as one.
 //   - How many requests wait is read from private fields of sql.DB, after a self-test.
 //     In a Go version where that fails it is −1, as every unknown figure.
-//   - A pool opened by plain sql.Open is not known to its tracker until [TrackerOf] is
-//     called on it. Until then its figures are −1. So are those of several pools on one
-//     connector.
+//   - A pool opened by plain sql.Open becomes known at its first connect, from the stack
+//     of the call, or by [TrackerOf]. Until then its figures are −1. So are those of a pool
+//     that reaches this package's connector through another one, and those of several
+//     pools on one connector.
+//   - That a connection is lost is not seen of a sql.Conn, of a transaction, of a Rows whose
+//     ctx can end, or before a garbage collection.
+//   - Where a goroutine is cannot be seen while it runs, nor on systems other than Linux on
+//     amd64 and arm64. The self-test of package internal/stack decides.
 //   - The time of a use is known to a tenth of a second.
 //   - A goroutine that has exited is strong evidence against the connection that it
 //     took, but no proof: it may have handed the connection on.
@@ -118,6 +134,8 @@
 //
 //	internal/wrap       the transparent connection, statement, rows and transaction
 //	internal/checkout   what is noted of a connection, and of a pool's
+//	internal/evidence   what the goroutine does that holds a connection
+//	internal/deadlock   pools whose holders wait for each other
 //	internal/callsite   from a call stack to the application's line
 //	internal/stack      call stacks and goroutines, read fast
 //	internal/leasepg    PostgreSQL as the witness of a lease

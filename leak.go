@@ -190,7 +190,7 @@ type ConnectionInfo struct {
 	Span            SpanContext // of the taking, with WithSpanContext
 
 	site    int  // the call site's index in StackTrace
-	waits   bool // the goroutine of the last call waits for a connection itself
+	waits   bool // for a connection itself, within the call that took this one
 	mayWait bool // requests wait for a connection of the pool, and the holder may be one of them
 }
 

@@ -363,7 +363,10 @@ func (t *Tracker) info(s checkout.Snapshot, now time.Duration, looker *evidence.
 
 // setPlace says where the goroutine is.
 func (c *ConnectionInfo) setPlace(p evidence.Place) {
-	c.waits = p.Waits
+	c.waits = p.Waits && p.Taker != stack.Returned
+	if !p.Goroutine.Elsewhere() {
+		return // it makes the report
+	}
 	who := fmt.Sprintf("goroutine %d ", p.Goroutine.ID())
 	switch p.Doing {
 	case stack.Running:
@@ -395,8 +398,8 @@ func (c *ConnectionInfo) setPlace(p evidence.Place) {
 	if p.Reason != "" && !p.Waits {
 		c.Where += " (" + p.Reason + ")"
 	}
-	if p.Taking == stack.Returned {
-		c.Where += "; what took the connection has returned"
+	if p.Taker == stack.Returned {
+		c.Where += "; " + c.CallSite().short() + " has returned"
 	}
 }
 

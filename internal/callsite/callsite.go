@@ -116,26 +116,31 @@ func Of(s *stack.Site, skip Skip) Info {
 // Locate is Of for the frames of another stack, innermost first.
 func Locate(frames []stack.Frame, skip Skip) Info { return of(frames, skip, stack.Frame{}, false) }
 
-// Outermost returns the index in s.Frames() of the application's outermost frame, or of a
-// library's if there is none; −1 without either. s may be nil.
-func Outermost(s *stack.Site, skip Skip) int {
+// Span returns the indices in s.Frames() of the application's innermost frame, which is the
+// call site, and of its outermost; of a library's frames if there are none, where the outermost
+// is the call site; −1 without either. s may be nil.
+func Span(s *stack.Site, skip Skip) (inner, outer int) {
 	if s == nil {
-		return -1
+		return -1, -1
 	}
-	application, library := -1, -1
+	inner, outer = -1, -1
+	library := -1
 	for i, f := range locate(s.Frames()) {
 		switch {
 		case f.std || f.is(plumbing) || f.is(launchers):
 		case f.is(libraries) || f.is(skip.Packages) || f.isFunction(skip.Functions):
 			library = i
 		default:
-			application = i
+			if inner < 0 {
+				inner = i
+			}
+			outer = i
 		}
 	}
-	if application < 0 {
-		return library
+	if inner < 0 {
+		return library, library
 	}
-	return application
+	return inner, outer
 }
 
 func of(frames []stack.Frame, skip Skip, launch stack.Frame, launched bool) Info {

@@ -21,7 +21,8 @@ type Place struct {
 	Frames    []stack.Frame // from the first frame of the application on; nil if not known
 	At        int           // the application's frame in Frames
 	Waits     bool          // for a connection, in database/sql
-	Taking    stack.Fate    // of the application's calls within which the connection was taken, if this goroutine took it
+	Taker     stack.Fate    // of the call of the function that took the connection, if this goroutine did
+	Taking    stack.Fate    // of all the application's calls within which it was taken
 }
 
 // A Looker looks at goroutines, and keeps what it has found out about their stacks: many
@@ -64,7 +65,7 @@ func (l *Looker) at(g stack.G, took bool, site *stack.Site) Place {
 	switch p.Doing {
 	case stack.Ended:
 		if took {
-			p.Taking = stack.Returned
+			p.Taker, p.Taking = stack.Returned, stack.Returned
 		}
 		return p
 	case stack.Parked:
@@ -101,7 +102,8 @@ func (l *Looker) read(site *stack.Site) (p Place) {
 		}
 	}
 	if site != nil {
-		p.Taking = site.Fate(callsite.Outermost(site, l.skip), &l.view)
+		inner, outer := callsite.Span(site, l.skip)
+		p.Taker, p.Taking = site.Fate(inner, &l.view), site.Fate(outer, &l.view)
 	}
 	return p
 }
