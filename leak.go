@@ -76,9 +76,6 @@ const (
 // Accuses tells whether the verdict is an accusation: lost and deadlock are.
 func (v Verdict) Accuses() bool { return v == VerdictLost || v == VerdictDeadlock }
 
-// suspects tells whether the verdict is a suspicion, by age and disuse.
-func (v Verdict) suspects() bool { return v == VerdictSuspected || v == VerdictAbandoned }
-
 // Liveness tells whether a goroutine has ended.
 type Liveness string
 

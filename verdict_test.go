@@ -221,6 +221,43 @@ func TestContextEnded(t *testing.T) {
 	}
 }
 
+// TestContextEndedInCall: a transaction whose ctx ends while a call is in flight may be rolled
+// back by the program before database/sql does it. It is never said not to be closed.
+func TestContextEndedInCall(t *testing.T) {
+	bubble(t, &fakeDB{before: func(_ *fakeConn, call string) error {
+		if call == "exec" {
+			time.Sleep(80 * time.Millisecond)
+		}
+		return nil
+	}}, func(t *testing.T, db *sql.DB, tr *baldur.Tracker) {
+		var all sync.WaitGroup
+		for range 200 {
+			all.Go(func() {
+				limited, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
+				defer cancel()
+				tx, err := db.BeginTx(limited, nil)
+				if err != nil {
+					return
+				}
+				defer tx.Rollback()
+				_, _ = tx.ExecContext(limited, "x")
+			})
+		}
+		all.Wait()
+		synctest.Wait()
+		n := 0
+		for _, e := range tr.ContextEnded() {
+			n += e.Count
+			if e.NotClosed != 0 {
+				t.Errorf("%v", e)
+			}
+		}
+		if n == 0 {
+			t.Error("the end of no ctx has ended anything")
+		}
+	})
+}
+
 func ended(f func() error) func() { return func() { _ = f() } }
 
 // TestDeadlock: holders that all wait for a connection themselves are accused within a second,
