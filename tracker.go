@@ -81,6 +81,7 @@ func newTracker(cfg *config) *Tracker {
 		stack.Disable()
 		sqlpool.Disable(sqlpool.Layouts)
 	}
+	sqlpool.Prepare()
 	t := &Tracker{cfg: cfg, hooks: cfg.hooks, closed: make(chan struct{})}
 	t.sites = siteCacheOf(cfg.skipPackages, cfg.skipFunctions)
 	t.name.Store(&cfg.poolName)

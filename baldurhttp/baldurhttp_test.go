@@ -38,7 +38,7 @@ func TestPage(t *testing.T) {
 	for _, want := range []string{
 		`<h1 class="bad">`, "3 suspected leaks (2 of goroutines that have exited); pool shop: exhausted, 4 of 4 in use, 1 waiting</h1>",
 		"4 of 4 in use: 3 suspected, 1 long held but used; 1 waiting",
-		"<b>2 connections</b>", "baldurhttp.leakRows", "baldurhttp.leakTx", "likely missing: <b>Rows.Close, or Row.Scan</b>", "likely missing: <b>Tx.Commit or Tx.Rollback; or it waits for a second connection itself</b>",
+		"<b>2 connections</b>", "baldurhttp.leakRows", "baldurhttp.leakTx", "likely missing: <b>Rows.Close, or Row.Scan</b>", "likely missing: <b>Tx.Commit or Tx.Rollback</b>",
 		"SELECT id FROM generate_series(1, 1000) id", "listens for jobs", `<span class="exited">exited</span>`, "All 4 holders", "baldurhttp/main_test.go:",
 		"Call sites of the program", `href="profile"`, `href="report.json"`, `href="report.txt"`,
 	} {

@@ -89,10 +89,10 @@ type groupView struct {
 type frameView struct{ Function, Place string }
 
 type connView struct {
-	Held, Doing, At, Function, Kind, Label, Query, Trace string
-	Goroutine, LastGoroutine, BackendPID, ID             int64
-	Exited                                               bool
-	Verdict                                              baldur.Verdict
+	Held, Doing, Where, At, Function, Kind, Label, Query, Trace string
+	Goroutine, LastGoroutine, BackendPID, ID                    int64
+	Exited                                                      bool
+	Verdict                                                     baldur.Verdict
 }
 
 type siteView struct {
@@ -241,7 +241,7 @@ func newGroups(groups []baldur.LeakGroup) []groupView {
 
 func newConn(c baldur.ConnectionInfo) connView {
 	return connView{
-		Held: text.Short(c.Held), Doing: c.Doing(), At: at(c.CallSite()), Function: shortName(c.CallSite()), Kind: string(c.Kind),
+		Held: text.Short(c.Held), Doing: c.Doing(), Where: text.Clean(c.Where), At: at(c.CallSite()), Function: shortName(c.CallSite()), Kind: string(c.Kind),
 		Label: text.Clean(c.Label), Query: text.OneLine(c.QueryInfo, pageQuery), Trace: c.Span.String(),
 		Goroutine: c.GoroutineID, LastGoroutine: c.LastGoroutineID, BackendPID: int64(c.BackendPID), ID: c.ConnectionID,
 		Exited: c.Goroutine == baldur.GoroutineExited, Verdict: c.Verdict,

@@ -51,6 +51,7 @@
 //	db.client.connection.pending_requests  {request}     goroutines that wait for a connection
 //	db.client.connection.create_time       s             of connects that succeeded
 //	db.client.connection.use_time          s             from the taking to the return, exact
+//	baldur.connection.context_ended        {checkout}    ended by their ctx, with baldur.connection.closed: no, unknown (see baldur.ContextEnded)
 //
 // use_time has the trace that took the connection as its exemplar. max and
 // pending_requests need the *sql.DB: of a pool from plain sql.Open there are

@@ -113,7 +113,7 @@ func (p *pool) observe(t *baldur.Tracker, name attribute.KeyValue) (metric.Regis
 	if err != nil {
 		return nil, err
 	}
-	ended, err := p.meter.Int64ObservableCounter("baldur.client.connection.context_ended", metric.WithUnit("{checkout}"),
+	ended, err := p.meter.Int64ObservableCounter("baldur.connection.context_ended", metric.WithUnit("{checkout}"),
 		metric.WithDescription("Checkouts that database/sql has ended because their ctx had ended, by whether the program had closed: no, or unknown."))
 	if err != nil {
 		return nil, err
@@ -135,8 +135,10 @@ func (p *pool) observe(t *baldur.Tracker, name attribute.KeyValue) (metric.Regis
 		for _, e := range t.ContextEnded() {
 			all, not = all+int64(e.Count), not+int64(e.NotClosed)
 		}
-		o.ObserveInt64(ended, not, notClosed)
-		o.ObserveInt64(ended, all-not, unknown)
+		if all > 0 {
+			o.ObserveInt64(ended, not, notClosed)
+			o.ObserveInt64(ended, all-not, unknown)
+		}
 		s := t.Stats()
 		if s.MaxConnections > 0 {
 			o.ObserveInt64(limit.Inst(), int64(s.MaxConnections), named)

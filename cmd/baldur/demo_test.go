@@ -227,7 +227,7 @@ func sites(t *testing.T, mark string) (lines []string) {
 
 var (
 	accusation = regexp.MustCompile(`(?m)^LEAK.*?(shop/\w+\.go:\d+)`)
-	anySite    = regexp.MustCompile(`shop/\w+\.go:\d+`)
+	takenAt    = regexp.MustCompile(` taken at (shop/\w+\.go:\d+)`)
 )
 
 // wantAccused checks the text of the demo.
@@ -242,7 +242,10 @@ func wantAccused(t *testing.T, text string) {
 		t.Errorf("accused are %v, want %v:\n%s", accused, want, text)
 	}
 	_, honest, _ := strings.Cut(text, "not accused")
-	listed := anySite.FindAllString(honest, -1)
+	var listed []string
+	for _, m := range takenAt.FindAllStringSubmatch(honest, -1) {
+		listed = append(listed, m[1])
+	}
 	slices.Sort(listed)
 	if want := sites(t, "honest"); len(want) != 3 || !slices.Equal(slices.Compact(listed), want) {
 		t.Errorf("long-held and not accused are %v, want %v:\n%s", listed, want, text)

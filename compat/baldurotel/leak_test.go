@@ -76,10 +76,10 @@ func TestLeak(t *testing.T) {
 			t.Errorf("%s at %v, released at %v", r.EventName, at, released)
 		}
 		a := attributes(r.Attributes)
-		keys := []string{"baldur.connection.backend_pid", "baldur.connection.held_seconds", "baldur.connection.id", "baldur.connection.kind", "baldur.connection.state",
+		keys := []string{"baldur.connection.backend_pid", "baldur.connection.held_seconds", "baldur.connection.id", "baldur.connection.kind", "baldur.connection.state", "baldur.connection.verdict",
 			"code.file.path", "code.function.name", "code.line.number", "code.stacktrace", "db.client.connection.pool.name", "db.query.text"}
 		if i == 1 {
-			keys = slices.DeleteFunc(keys, func(k string) bool { return k == "baldur.connection.state" })
+			keys = slices.DeleteFunc(keys, func(k string) bool { return k == "baldur.connection.state" || k == "baldur.connection.verdict" })
 		} else if a["baldur.connection.state"] != "idle" {
 			t.Errorf("state %v", a["baldur.connection.state"])
 		}
@@ -113,7 +113,7 @@ func TestLeakUnknown(t *testing.T) {
 	var records []*logs.LogRecord
 	var spans []*traces.Span
 	eventually(t, "the leak is told", func() bool { spans, records = o.take(); return len(records) > 0 })
-	keys := []string{"baldur.connection.backend_pid", "baldur.connection.held_seconds", "baldur.connection.id", "baldur.connection.state", "db.client.connection.pool.name"}
+	keys := []string{"baldur.connection.backend_pid", "baldur.connection.held_seconds", "baldur.connection.id", "baldur.connection.state", "baldur.connection.verdict", "db.client.connection.pool.name"}
 	if got := slices.Sorted(maps.Keys(attributes(records[0].Attributes))); !slices.Equal(got, keys) {
 		t.Errorf("got %q, want %q", got, keys)
 	}

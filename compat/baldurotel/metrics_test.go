@@ -186,8 +186,7 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
-// TestMetricsOfPlainPool: of what plain sql.Open has opened the limit and the
-// queue are not known, and are not told, until TrackerOf.
+// TestMetricsOfPlainPool: what plain sql.Open has opened is known from its first connect on.
 func TestMetricsOfPlainPool(t *testing.T) {
 	o := newTelemetry(t)
 	db := sql.OpenDB(baldur.Wrap(must(pq.NewConnector(pgtest.SocketDSN(t))), o.with(), baldur.WithPoolName("plain")))
@@ -198,13 +197,6 @@ func TestMetricsOfPlainPool(t *testing.T) {
 	wantPoints(t, all["db.client.connection.count"], map[string]int64{
 		named + "plain,db.client.connection.state=idle": 1, named + "plain,db.client.connection.state=used": 0,
 	})
-	for _, name := range []string{"db.client.connection.max", "db.client.connection.pending_requests"} {
-		if m, ok := all[name]; ok {
-			t.Errorf("%s is told: %+v", name, m)
-		}
-	}
-	baldur.TrackerOf(db)
-	all = o.collect()
 	wantPoints(t, all["db.client.connection.max"], map[string]int64{named + "plain": 3})
 	wantPoints(t, all["db.client.connection.pending_requests"], map[string]int64{named + "plain": 0})
 }

@@ -10,7 +10,6 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"unsafe"
 )
@@ -57,7 +56,14 @@ func Opening(connector driver.Connector) *sql.DB {
 	if connector == nil || reflect.TypeOf(connector).Kind() != reflect.Pointer || !enabled(OwnStack|Fields) {
 		return nil
 	}
-	if reading := connectFrames(); reading.places != nil {
+	Prepare()
+	for range 1000 { // another goroutine may be at the self-test, or this one, within it
+		if reading.done.Load() != nil {
+			break
+		}
+		runtime.Gosched()
+	}
+	if reading := reading.done.Load(); reading != nil && reading.places != nil {
 		if f := connectFrame(); reading.places[f.place] && f.pool != 0 && holds(f.pool+reading.connector, connector) {
 			return *(**sql.DB)(unsafe.Pointer(&f.pool))
 		}
@@ -136,14 +142,29 @@ func firstArg(args string) uintptr {
 	return uintptr(n)
 }
 
-// A reading is how Opening reads.
-type reading struct {
+// A howToRead is how Opening reads.
+type howToRead struct {
 	connector uintptr         // offset of the field
 	places    map[string]bool // where frames were found to tell the right pool; nil: nowhere
 }
 
+// reading is the outcome of the self-test. It is not a sync.OnceValue: the self-test opens a
+// pool, and whoever replaces database/sql's functions may call back.
+var reading struct {
+	begun atomic.Bool
+	done  atomic.Pointer[howToRead]
+}
+
+// Prepare runs the self-test of Opening, once.
+func Prepare() {
+	if reading.begun.CompareAndSwap(false, true) {
+		r := connectFrames()
+		reading.done.Store(&r)
+	}
+}
+
 // connectFrames has database/sql call a connector on both ways.
-var connectFrames = sync.OnceValue(func() (r reading) {
+func connectFrames() (r howToRead) {
 	f, ok := reflect.TypeFor[sql.DB]().FieldByName("connector")
 	if !ok || f.Type != reflect.TypeFor[driver.Connector]() {
 		return r
@@ -170,7 +191,7 @@ var connectFrames = sync.OnceValue(func() (r reading) {
 	}
 	r.places = places
 	return r
-})
+}
 
 func address(db *sql.DB) uintptr { return uintptr(unsafe.Pointer(db)) }
 

@@ -291,7 +291,7 @@ func TestDumpRoom(t *testing.T) {
 // TestSampler holds the rates, and that nobody waits for another's sample.
 func TestSampler(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := sampler{every: time.Second}
+		p := sampler{every: time.Second, rest: 100}
 		taken, cost := 0, time.Duration(0)
 		take := func() sample {
 			taken++
