@@ -24,7 +24,7 @@ func (h *holder) take() {
 
 //go:noinline
 func (h *holder) takeAndStay() {
-	h.take()
+	h.checkout = checkout.Checkout{Site: stack.Capture(0), Holder: stack.CurrentG(), Last: stack.CurrentG()}
 	h.stay()
 }
 
