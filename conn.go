@@ -180,7 +180,7 @@ func (t *Tracker) audit(rec *checkout.Record, query func(context.Context, string
 		}
 	}
 	now := t.clk.Now()
-	d.Connection, d.ReturnedAt = t.info(s, now, nil), t.clk.At(now)
+	d.Connection, d.ReturnedAt = t.info(s, now, nil, nil), t.clk.At(now)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.dirtyTotal++

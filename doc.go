@@ -133,7 +133,7 @@
 // The mechanism, each package on top of those after it:
 //
 //	internal/wrap       the transparent connection, statement, rows and transaction
-//	internal/checkout   what is noted of a connection, and of a pool's
+//	internal/checkout   what is noted of a connection, and of a pool's; when a call is cut
 //	internal/evidence   what the goroutine does that holds a connection
 //	internal/deadlock   pools whose holders wait for each other
 //	internal/callsite   from a call stack to the application's line
@@ -143,13 +143,13 @@
 //	internal/advisory   advisory locks: taking, holding, noticing a loss, releasing
 //	internal/pgsession  a clean connection of a pool; a pinned one with its locks and settings
 //	internal/backends   the server's sessions: who has a lock, who blocks whom
-//	internal/sqlpool    what database/sql knows of a pool
+//	internal/sqlpool    what database/sql knows of a pool: figures, who waits, which pool connects
 //	internal/pqconn     lib/pq's DSN, sockets and quirks
 //	internal/clock      the time, coarse and exact
 //	internal/aside      the program's functions, called on a goroutine of their own
 //	internal/lockqueue  who waits for a lock within the process
 //	internal/pgsql      text of SQL
-//	internal/sqltext    a statement without its literals
+//	internal/sqltext    a statement that may be shown: one that carries a secret, without its literals
 //	internal/text       foreign text made safe
 //	internal/profile    profiles for go tool pprof
 //	internal/tsc        the CPU's counter

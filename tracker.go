@@ -299,18 +299,20 @@ func (t *Tracker) PoolName() string { return *t.name.Load() }
 // Holders returns every connection that is out and whose holder is known, the
 // longest held first.
 func (t *Tracker) Holders() []ConnectionInfo {
+	looker := evidence.NewLooker(t.sites.skip)
+	_, waits := t.deadlocked(looker)
 	snapshots, _ := t.snapshots(math.MaxInt64)
-	now, looker := t.clk.Kernel(), evidence.NewLooker(t.sites.skip)
+	now := t.clk.Kernel()
 	var infos []ConnectionInfo
 	for _, s := range snapshots {
-		infos = append(infos, t.info(s, now, looker))
+		infos = append(infos, t.info(s, now, looker, waits))
 	}
 	return infos
 }
 
 // info makes the public values of a snapshot. Without a looker nothing is said of where
 // the goroutine is.
-func (t *Tracker) info(s checkout.Snapshot, now time.Duration, looker *evidence.Looker) ConnectionInfo {
+func (t *Tracker) info(s checkout.Snapshot, now time.Duration, looker *evidence.Looker, waits stuck) ConnectionInfo {
 	site := t.sites.of(s.Site)
 	c := ConnectionInfo{
 		ConnectionID:    s.Rec.ID,
@@ -358,7 +360,7 @@ func (t *Tracker) info(s checkout.Snapshot, now time.Duration, looker *evidence.
 		place = looker.Of(&s.Checkout)
 		c.setPlace(place)
 	}
-	c.Verdict, c.Evidence = t.judge(s, c, now, place)
+	c.Verdict, c.Evidence = t.judge(s, c, now, place, waits)
 	return c
 }
 
@@ -405,10 +407,13 @@ func (c *ConnectionInfo) setPlace(p evidence.Place) {
 }
 
 // judge finds a holder's verdict, and the evidence for it.
-func (t *Tracker) judge(s checkout.Snapshot, c ConnectionInfo, now time.Duration, place evidence.Place) (Verdict, string) {
+func (t *Tracker) judge(s checkout.Snapshot, c ConnectionInfo, now time.Duration, place evidence.Place, waits stuck) (Verdict, string) {
 	// A Rows is what a connection is held by only if it was taken for one query.
 	if kind := t.sites.of(s.Site).kind; s.Gone && s.Label == "" && (kind == KindQuery || kind == KindStmt) {
 		return VerdictLost, "nothing refers to its Rows any more: nobody can close it"
+	}
+	if pool, ok := waits[s.Rec]; ok && s.Label == "" {
+		return VerdictDeadlock, fmt.Sprintf("goroutine %d holds it and waits for a connection of pool %s itself, as all holders do", c.LastGoroutineID, pool)
 	}
 	switch {
 	case s.Start > now-t.cfg.leakThreshold:
@@ -526,16 +531,12 @@ func (t *Tracker) report() (LeakReport, []*checkout.Leak) {
 	report.DirtyReturns = report.DirtyReturns[max(0, len(report.DirtyReturns)-reportDirty):]
 	var leaks, proven []*checkout.Leak
 	looker := evidence.NewLooker(t.sites.skip)
-	var waits map[*checkout.Record]string
+	var waits stuck
 	if stats.IsExhausted() && stats.WaitingRequests > 0 {
 		report.Deadlock, waits = t.deadlocked(looker)
 	}
 	for _, s := range snapshots {
-		info := t.info(s, now, looker)
-		if pool, ok := waits[s.Rec]; ok && s.Label == "" && info.Verdict != VerdictLost {
-			info.Verdict = VerdictDeadlock
-			info.Evidence = fmt.Sprintf("goroutine %d holds it and waits for a connection of pool %s itself, as all holders do", info.LastGoroutineID, pool)
-		}
+		info := t.info(s, now, looker, waits)
 		suspected := s.Start <= now-t.cfg.leakThreshold && t.suspected(s, now)
 		switch {
 		case suspected || info.Verdict.Accuses():
@@ -669,13 +670,24 @@ func (t *Tracker) waiters(stats PoolStats) (groups []WaiterGroup) {
 	return groups
 }
 
+// stuck has the holders of a pool that are part of a deadlock, and the name of the pool for
+// whose connection each waits.
+type stuck map[*checkout.Record]string
+
 // detector has seen the program's pools that are full and waited for.
 var detector deadlock.Detector
 
 // deadlocked looks at all pools of the program that are full while requests wait. It returns
 // the deadlock that this pool is part of, nil if there is none that is known, and the pool
 // for whose connection each holder of this pool waits.
-func (t *Tracker) deadlocked(looker *evidence.Looker) (*Deadlock, map[*checkout.Record]string) {
+func (t *Tracker) deadlocked(looker *evidence.Looker) (*Deadlock, stuck) {
+	state, ok := t.pool()
+	if st := t.stats(state, ok); !ok || !st.IsExhausted() || st.WaitingRequests <= 0 {
+		return nil, nil
+	}
+	if looker == nil {
+		looker = evidence.NewLooker(t.sites.skip)
+	}
 	type id struct {
 		rec *checkout.Record
 		seq uint64
@@ -728,7 +740,7 @@ func (t *Tracker) deadlocked(looker *evidence.Looker) (*Deadlock, map[*checkout.
 		for _, p := range d.Pools {
 			found.Pools = append(found.Pools, names[p])
 		}
-		waits := map[*checkout.Record]string{}
+		waits := stuck{}
 		for _, h := range d.Held {
 			if h.Pool == own && h.Waits && records[h.Holder] != nil {
 				waits[records[h.Holder]] = names[h.For]

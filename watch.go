@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/baldur-go/baldur/internal/checkout"
-	"github.com/baldur-go/baldur/internal/evidence"
 )
 
 // Watch makes a report at each interval and calls f with it if there is news. News are
@@ -106,9 +105,8 @@ type pressureState struct {
 func (t *Tracker) sample() (state pressureState, deadlocked bool) {
 	s, ok := t.pool()
 	st := t.stats(s, ok)
-	if st.IsExhausted() && st.WaitingRequests > 0 {
-		d, _ := t.deadlocked(evidence.NewLooker(t.sites.skip))
-		deadlocked = d != nil
+	if d, _ := t.deadlocked(nil); d != nil {
+		deadlocked = true
 	}
 	p, now := &t.pressure, st.CheckedAt
 	p.mu.Lock()
