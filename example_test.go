@@ -43,7 +43,7 @@ func ExampleOpen() {
 	fmt.Println(err)
 	// Output:
 	// shop
-	// baldur: DSN: unknown parameter "baldur_leak_treshold" (there are baldur_pool_name, baldur_leak_threshold, baldur_warning_threshold, baldur_critical_threshold, baldur_cancel_grace, baldur_cancel_timeout, baldur_skip_packages, baldur_skip_functions, baldur_capture, baldur_return_audit, baldur_otel, baldur_query_text)
+	// baldur: DSN: unknown parameter "baldur_leak_treshold" (there are baldur_pool_name, baldur_leak_threshold, baldur_warning_threshold, baldur_critical_threshold, baldur_cancel_grace, baldur_cancel_timeout, baldur_skip_packages, baldur_skip_functions, baldur_capture, baldur_private_layouts, baldur_return_audit, baldur_otel, baldur_query_text)
 }
 
 // Any connector will do: pgx, Cloud SQL, one with IAM tokens.
