@@ -452,12 +452,20 @@ func (t *Tracker) snapshots(until time.Duration) (snapshots []checkout.Snapshot,
 	return snapshots, all
 }
 
+// known returns the pool, or nil if it is not known or is not the only one of the connector.
+func (t *Tracker) known() *sql.DB {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.shared {
+		return nil
+	}
+	return t.db
+}
+
 // pool returns what database/sql knows of the pool.
 func (t *Tracker) pool() (sqlpool.State, bool) {
-	t.mu.Lock()
-	db, shared := t.db, t.shared
-	t.mu.Unlock()
-	if db == nil || shared {
+	db := t.known()
+	if db == nil {
 		return sqlpool.State{}, false
 	}
 	return sqlpool.Read(db)
@@ -532,12 +540,10 @@ func (t *Tracker) report() (LeakReport, []*checkout.Leak) {
 	var leaks, proven []*checkout.Leak
 	looker := evidence.NewLooker(t.sites.skip)
 	var waits stuck
-	if stats.IsExhausted() && stats.WaitingRequests > 0 {
-		report.Deadlock, waits = t.deadlocked(looker)
-	}
+	report.Deadlock, waits = t.deadlocked(looker)
 	for _, s := range snapshots {
 		info := t.info(s, now, looker, waits)
-		suspected := s.Start <= now-t.cfg.leakThreshold && t.suspected(s, now)
+		suspected := t.suspected(s, now)
 		switch {
 		case suspected || info.Verdict.Accuses():
 		case info.Verdict == VerdictLongHeld:
@@ -633,9 +639,7 @@ func (t *Tracker) waiters(stats PoolStats) (groups []WaiterGroup) {
 	var dbs []*sql.DB
 	own := -1
 	for _, other := range Trackers() {
-		other.mu.Lock()
-		db := other.db
-		other.mu.Unlock()
+		db := other.known()
 		if db == nil {
 			continue
 		}
@@ -702,9 +706,7 @@ func (t *Tracker) deadlocked(looker *evidence.Looker) (*Deadlock, stuck) {
 		if st := other.stats(state, ok); !ok || !st.IsExhausted() || st.WaitingRequests == 0 {
 			continue
 		}
-		other.mu.Lock()
-		db := other.db
-		other.mu.Unlock()
+		db := other.known()
 		if db == nil {
 			continue
 		}
@@ -838,10 +840,8 @@ func (t *Tracker) stats(s sqlpool.State, ok bool) PoolStats {
 // is false where the figures of Stats are −1. Unlike sql.DB.Stats it does not hang
 // with a driver that hangs, but gives up after 100 ms.
 func (t *Tracker) DBStats() (stats sql.DBStats, ok bool) {
-	t.mu.Lock()
-	db, shared := t.db, t.shared
-	t.mu.Unlock()
-	if db == nil || shared {
+	db := t.known()
+	if db == nil {
 		return stats, false
 	}
 	return sqlpool.Stats(db)

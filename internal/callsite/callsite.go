@@ -126,11 +126,10 @@ func Span(s *stack.Site, skip Skip) (inner, outer int) {
 	inner, outer = -1, -1
 	library := -1
 	for i, f := range locate(s.Frames()) {
-		switch {
-		case f.std || f.is(plumbing) || f.is(launchers):
-		case f.is(libraries) || f.is(skip.Packages) || f.isFunction(skip.Functions):
+		switch f.role(skip) {
+		case ofLibrary:
 			library = i
-		default:
+		case ofApplication:
 			if inner < 0 {
 				inner = i
 			}
@@ -148,20 +147,19 @@ func of(frames []stack.Frame, skip Skip, launch stack.Frame, launched bool) Info
 	info := Info{Kind: kindOf(all)}
 	inner, outer, ours, inSQL := -1, -1, -1, -1 // frames: the library's innermost and outermost, one of baldur's on a goroutine of its own, database/sql's outermost
 	for i, f := range all {
-		switch {
-		case f.is(plumbing):
+		switch f.role(skip) {
+		case ofPlumbing:
 			if f.pkg == sqlPackage {
 				inSQL = i
 			} else if ours < 0 && isOwn(f.pkg) && i > 0 && all[i-1].pkg == sqlPackage {
 				ours = i
 			}
-		case f.std || f.is(launchers):
-		case f.is(libraries) || f.is(skip.Packages) || f.isFunction(skip.Functions):
+		case ofLibrary:
 			if inner < 0 {
 				inner = i
 			}
 			outer = i
-		default:
+		case ofApplication:
 			info.Frames = shown(all[i:])
 			return info
 		}
@@ -184,6 +182,28 @@ func of(frames []stack.Frame, skip Skip, launch stack.Frame, launched bool) Info
 		info.Frames = append(info.Frames, launch)
 	}
 	return info
+}
+
+// A role is what a frame's function is to the search for a call site.
+type role int
+
+const (
+	ofPlumbing role = iota
+	ofLauncher      // of the standard library, too
+	ofLibrary
+	ofApplication
+)
+
+func (f locatedFrame) role(skip Skip) role {
+	switch {
+	case f.is(plumbing):
+		return ofPlumbing
+	case f.std || f.is(launchers):
+		return ofLauncher
+	case f.is(libraries) || f.is(skip.Packages) || f.isFunction(skip.Functions):
+		return ofLibrary
+	}
+	return ofApplication
 }
 
 // isOwn tells whether a package is the root or an internal one of this module.
