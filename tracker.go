@@ -696,45 +696,44 @@ func (t *Tracker) deadlocked(looker *evidence.Looker) (*Deadlock, stuck) {
 		rec *checkout.Record
 		seq uint64
 	}
-	var sources []deadlock.Source
 	names := map[*sql.DB]string{}
 	records := map[uint64]*checkout.Record{}
 	goroutines := map[int64]stack.G{}
 	var own *sql.DB
-	for _, other := range Trackers() {
-		state, ok := other.pool()
-		if st := other.stats(state, ok); !ok || !st.IsExhausted() || st.WaitingRequests == 0 {
-			continue
-		}
-		db := other.known()
-		if db == nil {
-			continue
-		}
-		snapshots, _ := other.snapshots(math.MaxInt64)
-		source := deadlock.Source{ID: db, Full: true, Unknown: max(0, state.InUse()-len(snapshots))}
-		for _, s := range snapshots {
-			h := deadlock.Holder{ID: maphash.Comparable(detectorSeed, id{s.Rec, s.Seq})}
-			for _, g := range []stack.G{s.Holder, s.Last} {
-				if len(h.Users) == 0 || h.Users[0].Goroutine != g.ID() {
-					h.Users = append(h.Users, deadlock.User{Goroutine: g.ID(), Exited: g.State() == stack.Exited})
-					goroutines[g.ID()] = g
+	look := func() (sources []deadlock.Source) {
+		for _, other := range Trackers() {
+			state, ok := other.pool()
+			if st := other.stats(state, ok); !ok || !st.IsExhausted() || st.WaitingRequests <= 0 {
+				continue
+			}
+			db := other.known()
+			if db == nil {
+				continue
+			}
+			snapshots, _ := other.snapshots(math.MaxInt64)
+			source := deadlock.Source{ID: db, Full: true, Unknown: max(0, state.InUse()-len(snapshots))}
+			for _, s := range snapshots {
+				h := deadlock.Holder{ID: maphash.Comparable(detectorSeed, id{s.Rec, s.Seq})}
+				for _, g := range []stack.G{s.Holder, s.Last} {
+					if len(h.Users) == 0 || h.Users[0].Goroutine != g.ID() {
+						h.Users = append(h.Users, deadlock.User{Goroutine: g.ID(), Exited: g.State() == stack.Exited})
+						goroutines[g.ID()] = g
+					}
+				}
+				source.Holders = append(source.Holders, h)
+				if other == t {
+					records[h.ID] = s.Rec
 				}
 			}
-			source.Holders = append(source.Holders, h)
+			sources = append(sources, source)
+			names[db] = other.PoolName()
 			if other == t {
-				records[h.ID] = s.Rec
+				own = db
 			}
 		}
-		sources = append(sources, source)
-		names[db] = other.PoolName()
-		if other == t {
-			own = db
-		}
+		return sources
 	}
-	if own == nil {
-		return nil, nil
-	}
-	for _, d := range detector.Look(time.Now(), sources, func(g int64) bool { return looker.Waits(goroutines[g]) }) {
+	for _, d := range detector.Look(time.Now(), look, func(g int64) bool { return looker.Waits(goroutines[g]) }) {
 		if !slices.Contains(d.Pools, own) {
 			continue
 		}

@@ -31,14 +31,15 @@ type sighting struct {
 	since time.Time
 }
 
-// Look tells the deadlocks among sources, which are all full pools of the program with
-// waiters. mayWait tells of a goroutine that it may wait for a connection of some pool,
-// without a pause. Only when all holders of a pool may, and the same ones at two looks that
-// are Patience apart, the program is stopped for an instant to see what they wait for.
+// Look tells the deadlocks among what look finds: all full pools of the program with waiters.
+// mayWait tells of a goroutine that it may wait for a connection of some pool, without a
+// pause. Only when all holders of a pool may, and the same ones at two looks that are Patience
+// apart, the program is stopped for an instant to see what they wait for. Then look is called
+// again: who had a connection before that instant and has it after it, had it in between.
 //
 // A deadlock is told as long as looks find its pools with the same holders. Of two looks at
 // a time one tells nothing.
-func (d *Detector) Look(now time.Time, sources []Source, mayWait func(goroutine int64) bool) []Deadlock[*sql.DB] {
+func (d *Detector) Look(now time.Time, look func() []Source, mayWait func(goroutine int64) bool) []Deadlock[*sql.DB] {
 	if !d.mu.TryLock() {
 		return nil
 	}
@@ -46,9 +47,8 @@ func (d *Detector) Look(now time.Time, sources []Source, mayWait func(goroutine 
 	seen := map[*sql.DB]sighting{}
 	var steady []Source
 	var dbs []*sql.DB
-	var since time.Time
 	known := true
-	for _, p := range sources {
+	for _, p := range look() {
 		if !fits(p, mayWait) {
 			continue
 		}
@@ -60,14 +60,15 @@ func (d *Detector) Look(now time.Time, sources []Source, mayWait func(goroutine 
 		if now.Sub(s.since) >= Patience {
 			steady, dbs = append(steady, p), append(dbs, p.ID)
 			known = known && d.asked[p.ID].Equal(s.since)
-			if s.since.After(since) {
-				since = s.since
-			}
 		}
 	}
 	d.seen = seen
 	if !known {
-		if waits, ok := sqlpool.Waits(dbs, since); ok {
+		if waits, ok := sqlpool.Waits(dbs, time.Now()); ok {
+			again := look()
+			steady = slices.DeleteFunc(steady, func(p Source) bool {
+				return !slices.ContainsFunc(again, func(q Source) bool { return same(p, q) })
+			})
 			d.found, d.asked = Find(steady, waits), map[*sql.DB]time.Time{}
 			for _, db := range dbs {
 				d.asked[db] = seen[db].since

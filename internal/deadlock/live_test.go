@@ -6,8 +6,6 @@ import (
 	"database/sql/driver"
 	"errors"
 	"math/rand/v2"
-	"reflect"
-	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -20,8 +18,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// The tests below find deadlocks of real pools as a caller does: two looks at the
-// holders, the waits, and a third look.
+// The tests below find deadlocks of real pools by the detector.
 
 type null struct{}
 
@@ -33,8 +30,9 @@ func (null) Close() error                                 { return nil }
 
 // A bank is pools whose holders are known.
 type bank struct {
-	dbs []*sql.DB
-	wg  sync.WaitGroup
+	dbs      []*sql.DB
+	detector Detector
+	wg       sync.WaitGroup
 
 	mu      sync.Mutex // guards the fields below
 	n       uint64
@@ -91,18 +89,11 @@ func (b *bank) look() (pools []Pool[*sql.DB]) {
 	return pools
 }
 
+// find looks twice, as the detector asks.
 func (b *bank) find() []Deadlock[*sql.DB] {
-	first := b.look()
-	time.Sleep(100 * time.Millisecond)
-	second := b.look()
-	if !reflect.DeepEqual(first, second) || !slices.ContainsFunc(second, func(p Pool[*sql.DB]) bool { return p.Full && p.Unknown == 0 }) {
-		return nil
-	}
-	waits, ok := sqlpool.Waits(b.dbs, time.Now())
-	if !ok || !reflect.DeepEqual(second, b.look()) {
-		return nil
-	}
-	return Find(second, waits)
+	b.detector.Look(time.Now(), b.look, func(int64) bool { return true })
+	time.Sleep(Patience) // which is what it measures
+	return b.detector.Look(time.Now(), b.look, func(int64) bool { return true })
 }
 
 // TestLive: the shapes of the design's facts, made of real pools.
@@ -224,5 +215,42 @@ func TestLiveSlow(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestGivenBackMeanwhile: where the holder is another one after the dump than before it,
+// nothing is told, whatever the dump has shown.
+func TestGivenBackMeanwhile(t *testing.T) {
+	b := newBank(t, 1)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer b.wg.Wait()
+	defer cancel()
+	b.wg.Go(func() { b.with(ctx, 0, func() { b.with(ctx, 0, func() {}) }) })
+	for deadline := time.Now().Add(20 * time.Second); len(b.find()) == 0; {
+		if time.Now().After(deadline) {
+			t.Fatal("the deadlock itself is not found")
+		}
+	}
+	var d Detector
+	looks := 0
+	look := func() []Source {
+		looks++
+		pools := b.look()
+		if looks == 3 { // after the dump
+			pools[0].Holders[0].ID++
+		}
+		return pools
+	}
+	for deadline := time.Now().Add(20 * time.Second); looks < 3; {
+		if found := d.Look(time.Now(), look, func(int64) bool { return true }); len(found) > 0 {
+			t.Fatalf("told: %+v", found)
+		}
+		if looks == 2 { // no dump yet
+			looks = 1
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("no dump")
+		}
+		time.Sleep(10 * time.Millisecond)
 	}
 }
