@@ -70,8 +70,8 @@ func (d *Detector) Look(now time.Time, look func() []Source, mayWait func(gorout
 				return !slices.ContainsFunc(again, func(q Source) bool { return same(p, q) })
 			})
 			d.found, d.asked = Find(steady, waits), map[*sql.DB]time.Time{}
-			for _, db := range dbs {
-				d.asked[db] = seen[db].since
+			for _, p := range steady {
+				d.asked[p.ID] = seen[p.ID].since
 			}
 		}
 	}
