@@ -19,10 +19,12 @@ import (
 // in Returned. So a leak is reported once for each checkout.
 //
 // It also looks at the pool's figures four times a second, which costs a microsecond, and
-// calls f once when the pool has been exhausted for a second, that is full while requests
-// waited, and once when that has been over for a second. It also calls f once, within a
-// second, when the pool has become part of a deadlock. The first report has Exhausted
-// set, and who holds the pool in Holding; the second has Recovered.
+// calls f once when
+//
+//   - the pool has been exhausted for a second, that is full while requests waited:
+//     Exhausted is set, and Holding has who holds it
+//   - that has been over for a second: Recovered is set
+//   - the pool has become part of a deadlock, within a second: Deadlock is set
 //
 // Watch returns the cause of ctx when that ends, and nil when the pool is closed. It
 // returns an error at once if every is not above 0 or f is nil. Run it on a goroutine
