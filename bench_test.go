@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"database/sql/driver"
 	"io"
+	"sync"
 	"testing"
 
 	"github.com/baldur-go/baldur"
@@ -215,4 +216,46 @@ func BenchmarkReport(b *testing.B) {
 			b.Fatal(r)
 		}
 	}
+}
+
+// BenchmarkReportFull is of a pool of 1,000 connections that is full: each holder is
+// looked at. They stand in ten places.
+func BenchmarkReportFull(b *testing.B) {
+	const n = 1_000
+	db := baldur.OpenDB(nullDB{})
+	defer db.Close()
+	db.SetMaxOpenConns(n)
+	end := make(chan struct{})
+	var taken, all sync.WaitGroup
+	defer all.Wait()
+	defer close(end)
+	for i := range n {
+		taken.Add(1)
+		all.Go(func() {
+			c, err := db.Conn(context.Background())
+			if err != nil {
+				panic(err)
+			}
+			defer c.Close()
+			taken.Done()
+			stand(i%10, end)
+		})
+	}
+	taken.Wait()
+	tr := baldur.TrackerOf(db)
+	b.ReportAllocs()
+	for b.Loop() {
+		if r := tr.Report(); len(r.Holding) != n {
+			b.Fatal(r)
+		}
+	}
+}
+
+//go:noinline
+func stand(depth int, end <-chan struct{}) {
+	if depth > 0 {
+		stand(depth-1, end)
+		return
+	}
+	<-end
 }

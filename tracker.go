@@ -299,7 +299,7 @@ func (t *Tracker) PoolName() string { return *t.name.Load() }
 // Holders returns every connection that is out and whose holder is known, the
 // longest held first.
 func (t *Tracker) Holders() []ConnectionInfo {
-	looker := evidence.NewLooker(t.sites.skip)
+	looker := t.newViewer()
 	_, waits := t.deadlocked(looker)
 	snapshots, _ := t.snapshots(math.MaxInt64)
 	now := t.clk.Kernel()
@@ -312,7 +312,7 @@ func (t *Tracker) Holders() []ConnectionInfo {
 
 // info makes the public values of a snapshot. Without a looker nothing is said of where
 // the goroutine is.
-func (t *Tracker) info(s checkout.Snapshot, now time.Duration, looker *evidence.Looker, waits stuck) ConnectionInfo {
+func (t *Tracker) info(s checkout.Snapshot, now time.Duration, looker *viewer, waits stuck) ConnectionInfo {
 	site := t.sites.of(s.Site)
 	c := ConnectionInfo{
 		ConnectionID:    s.Rec.ID,
@@ -358,52 +358,90 @@ func (t *Tracker) info(s checkout.Snapshot, now time.Duration, looker *evidence.
 	var place evidence.Place
 	if looker != nil {
 		place = looker.Of(&s.Checkout)
-		c.setPlace(place)
+		c.setPlace(looker, place, s.Site)
 	}
 	c.Verdict, c.Evidence = t.judge(s, c, now, place, waits)
 	return c
 }
 
+// A viewer looks at the goroutines of a report's holders, and keeps what it has said of a
+// place: many holders are in the same one.
+type viewer struct {
+	*evidence.Looker
+	said map[saying]said
+}
+
+// A saying is what the words depend on, beside the goroutine's number.
+type saying struct {
+	frames *stack.Frame // the first of a place's, which a Looker shares
+	reason string
+	taker  stack.Fate
+	site   *stack.Site
+}
+
+type said struct {
+	now   []Frame
+	words string // after "goroutine 51 "
+}
+
+func (t *Tracker) newViewer() *viewer {
+	return &viewer{evidence.NewLooker(t.sites.skip), map[saying]said{}}
+}
+
 // setPlace says where the goroutine is.
-func (c *ConnectionInfo) setPlace(p evidence.Place) {
+func (c *ConnectionInfo) setPlace(v *viewer, p evidence.Place, site *stack.Site) {
 	c.waits = p.Waits && p.Taker != stack.Returned
 	if !p.Goroutine.Elsewhere() {
 		return // it makes the report
 	}
-	who := fmt.Sprintf("goroutine %d ", p.Goroutine.ID())
+	var is said
 	switch p.Doing {
 	case stack.Running:
-		c.Where = who + "is running"
-		return
+		is.words = "is running"
 	case stack.InSyscall:
-		c.Where = who + "is in a system call or in C"
-		return
+		is.words = "is in a system call or in C"
 	case stack.Parked:
+		key := saying{reason: p.Reason, taker: p.Taker, site: site}
+		if len(p.Frames) > 0 {
+			key.frames = &p.Frames[0]
+		}
+		var ok bool
+		if is, ok = v.said[key]; !ok {
+			is = c.parked(p)
+			v.said[key] = is
+		}
 	default:
 		return
 	}
+	c.Now = is.now
+	c.Where = "goroutine " + strconv.FormatInt(p.Goroutine.ID(), 10) + " " + is.words
+}
+
+// parked says where a goroutine waits.
+func (c *ConnectionInfo) parked(p evidence.Place) (is said) {
 	for _, f := range p.Frames {
-		c.Now = append(c.Now, Frame(f))
+		is.now = append(is.now, Frame(f))
 	}
-	if p.At >= len(c.Now) {
-		c.Where = who + "waits"
-		return
+	is.words = "waits"
+	if p.At >= len(is.now) {
+		return is
 	}
-	at := c.Now[p.At]
+	at := is.now[p.At].place()
 	switch {
 	case p.Waits:
-		c.Where = who + "waits for a connection itself, at " + at.place()
+		is.words = "waits for a connection itself, at " + at
 	case p.In != "":
-		c.Where = who + "is in " + Frame{Function: p.In}.short() + ", at " + at.place()
+		is.words = "is in " + Frame{Function: p.In}.short() + ", at " + at
 	default:
-		c.Where = who + "waits at " + at.place()
+		is.words = "waits at " + at
 	}
 	if p.Reason != "" && !p.Waits {
-		c.Where += " (" + p.Reason + ")"
+		is.words += " (" + p.Reason + ")"
 	}
 	if p.Taker == stack.Returned {
-		c.Where += "; " + c.CallSite().short() + " has returned"
+		is.words += "; " + c.CallSite().short() + " has returned"
 	}
+	return is
 }
 
 // judge finds a holder's verdict, and the evidence for it.
@@ -439,7 +477,11 @@ const (
 // snapshots returns the checkouts that began at until or before, the longest held
 // first, and the number of all checkouts.
 func (t *Tracker) snapshots(until time.Duration) (snapshots []checkout.Snapshot, all int) {
-	for _, r := range t.ledger.Records() {
+	records := t.ledger.Records()
+	if until == math.MaxInt64 {
+		snapshots = make([]checkout.Snapshot, 0, len(records))
+	}
+	for _, r := range records {
 		s, out, old := r.Snapshot(until)
 		if out {
 			all++
@@ -507,8 +549,8 @@ func (t *Tracker) balance() (state sqlpool.State, ok bool, connecting, closing, 
 
 // Report looks at every connection that is out and lists the holders that are
 // suspected of a leak. It costs about 100 ns for each connection, and a few µs for
-// each call site that it meets for the first time; of a pool that is full about 2.5 µs
-// for each connection.
+// each call site that it meets for the first time; of a pool that is full about 5 µs for
+// each connection, whose holder is looked at.
 func (t *Tracker) Report() LeakReport {
 	report, _ := t.report()
 	return report
@@ -538,7 +580,10 @@ func (t *Tracker) report() (LeakReport, []*checkout.Leak) {
 	report.DirtyReturns, report.DirtyTotal = t.DirtyReturns()
 	report.DirtyReturns = report.DirtyReturns[max(0, len(report.DirtyReturns)-reportDirty):]
 	var leaks, proven []*checkout.Leak
-	looker := evidence.NewLooker(t.sites.skip)
+	looker := t.newViewer()
+	if until == math.MaxInt64 && len(snapshots) > 0 {
+		report.Holding = make([]ConnectionInfo, 0, len(snapshots))
+	}
 	var waits stuck
 	report.Deadlock, waits = t.deadlocked(looker)
 	for _, s := range snapshots {
@@ -684,13 +729,13 @@ var detector deadlock.Detector
 // deadlocked looks at all pools of the program that are full while requests wait. It returns
 // the deadlock that this pool is part of, nil if there is none that is known, and the pool
 // for whose connection each holder of this pool waits.
-func (t *Tracker) deadlocked(looker *evidence.Looker) (*Deadlock, stuck) {
+func (t *Tracker) deadlocked(looker *viewer) (*Deadlock, stuck) {
 	state, ok := t.pool()
 	if st := t.stats(state, ok); !ok || !st.IsExhausted() || st.WaitingRequests <= 0 {
 		return nil, nil
 	}
 	if looker == nil {
-		looker = evidence.NewLooker(t.sites.skip)
+		looker = t.newViewer()
 	}
 	type id struct {
 		rec *checkout.Record

@@ -92,7 +92,7 @@ func WithoutDBStats() Option {
 // stopped or closed, with its counters.
 //
 // A scrape takes no connection and waits for none. It makes a report of each
-// pool, half a µs for each connection that is out, and calls the functions of
+// pool, some 5 µs for each connection that is out, and calls the functions of
 // OnConnectionReleased as any report does. A pool whose driver hangs under
 // database/sql's lock costs it up to 200 ms, and its figures are absent.
 //
