@@ -390,7 +390,10 @@ func (t *Tracker) newViewer() *viewer {
 
 // setPlace says where the goroutine is.
 func (c *ConnectionInfo) setPlace(v *viewer, p evidence.Place, site *stack.Site) {
-	c.waits = p.Waits && p.Taker != stack.Returned
+	// Who waits at the very line that took the connection is past what that was for: the call
+	// is made again.
+	again := p.At < len(p.Frames) && Frame(p.Frames[p.At]) == c.CallSite()
+	c.waits = p.Waits && p.Taker != stack.Returned && !again
 	if !p.Goroutine.Elsewhere() {
 		return // it makes the report
 	}

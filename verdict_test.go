@@ -389,3 +389,37 @@ func TestWaiters(t *testing.T) {
 		}
 	})
 }
+
+// TestWaitsAgain: who has leaked in a loop and waits at the line that leaks is told what is
+// missing.
+func TestWaitsAgain(t *testing.T) {
+	if !stack.Self().Looks {
+		t.Skip("goroutines cannot be looked at: ", stack.Self().Reason)
+	}
+	bubble(t, &fakeDB{}, func(t *testing.T, db *sql.DB, tr *baldur.Tracker) {
+		db.SetMaxOpenConns(2)
+		loop, cancel := context.WithCancel(ctx)
+		done := make(chan struct{})
+		var kept []*sql.Rows
+		go func() {
+			defer close(done)
+			for {
+				rows, err := db.QueryContext(loop, "x")
+				if err != nil {
+					return
+				}
+				kept = append(kept, rows)
+			}
+		}()
+		pass(20 * time.Second)
+		r := tr.Report()
+		if r.LeakCount() != 2 || r.SuspectedLeaks[0].LikelyMissing() != "Rows.Close, or Row.Scan" {
+			t.Errorf("%s", r)
+		}
+		inOrder(t, r.String(), "likely missing: Rows.Close", "waits for a connection itself")
+		cancel()
+		<-done
+		synctest.Wait()
+		runtime.KeepAlive(kept)
+	})
+}
